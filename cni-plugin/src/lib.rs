@@ -1,0 +1,2 @@
+//! The chained CNI plugin.
+pub mod protocol;

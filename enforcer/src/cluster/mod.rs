@@ -1,0 +1,2 @@
+//! What we know of the cluster: one in-memory index.
+pub mod object;

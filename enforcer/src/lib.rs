@@ -1,0 +1,9 @@
+//! The node agent and the operator's command line.
+//!
+//! ```text
+//! source ─▶ cluster ─▶ policy ─▶ datapath ─▶ kernel
+//!                        ▲           │
+//!                    endpoint      flow ─▶ exporters
+//! ```
+pub mod cluster;
+pub mod policy;

@@ -1,1 +1,30 @@
+//! A cluster to experiment on: flannel-shaped nodes in network namespaces of one machine.
+//!
+//! ```text
+//! netns ─▶ node ─▶ topology (Lab) ◀─ agent      what is there
+//!          chain ─▶ pod ◀─ kubelet              what starts
+//!          server ◀─▶ probe ─▶ matrix, traffic  what is asked
+//! ```
+//!
+//! Everything that a [`Lab`] makes carries its name and goes when it is dropped, also by a panic; what a killed
+//! process leaves, the next lab's start (or `lab sweep`) removes.
 
+pub mod agent;
+pub mod binaries;
+pub mod chain;
+pub mod kubelet;
+pub mod matrix;
+pub mod netns;
+pub mod node;
+pub mod pod;
+pub mod probe;
+pub mod server;
+pub mod topology;
+pub mod traffic;
+
+pub use agent::{AgentOptions, FailurePolicy};
+pub use matrix::Matrix;
+pub use pod::{Pod, PodSpec, Start};
+pub use probe::{Family, Outcome, Transport};
+pub use topology::{Lab, Plan};
+pub use traffic::{Knock, Stream};

@@ -1,0 +1,249 @@
+//! The agent of one node: started, asked, killed and started again.
+
+use std::{
+    fs::{self, File, OpenOptions},
+    io::{BufRead, BufReader, Write},
+    os::unix::net::UnixStream,
+    path::{Path, PathBuf},
+    process::{Child, Command, ExitStatus},
+    sync::{Arc, Mutex, MutexGuard},
+    thread,
+    time::{Duration, Instant},
+};
+
+use anyhow::{Context, Result, bail, ensure};
+use bulkhead_cni::protocol::{CniAnswer, CniRequest};
+use nix::{
+    sys::signal::{Signal, kill},
+    unistd::Pid,
+};
+use serde_json::{Value, json};
+
+use crate::{binaries, node::Node};
+
+/// How long an agent may take from its start until it serves ADD.
+const READY_WITHIN: Duration = Duration::from_secs(30);
+/// How long an agent may take to end after SIGTERM.
+const ENDS_WITHIN: Duration = Duration::from_secs(10);
+
+/// What the plugin does when the agent does not answer.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum FailurePolicy {
+    Closed,
+    Open,
+}
+
+#[derive(Clone, Debug)]
+pub struct AgentOptions {
+    pub failure_policy: FailurePolicy,
+    /// The plugin's patience, in seconds.
+    pub timeout_seconds: u32,
+    /// More arguments for `bulkhead agent`.
+    pub arguments: Vec<String>,
+}
+
+impl Default for AgentOptions {
+    fn default() -> Self {
+        Self { failure_policy: FailurePolicy::Closed, timeout_seconds: 10, arguments: Vec::new() }
+    }
+}
+
+impl AgentOptions {
+    /// The plugin's entry in the configuration list.
+    pub fn cni_entry(&self, socket: &Path) -> Value {
+        let policy = match self.failure_policy {
+            FailurePolicy::Closed => "closed",
+            FailurePolicy::Open => "open",
+        };
+        json!({
+            "type": "bulkhead-cni", "socket": socket,
+            "failurePolicy": policy, "timeoutSeconds": self.timeout_seconds,
+        })
+    }
+}
+
+/// One node's agent; killed when dropped.
+#[derive(Debug)]
+pub struct Agent {
+    node: Arc<Node>,
+    binary: PathBuf,
+    arguments: Vec<String>,
+    process: Mutex<Option<Child>>,
+}
+
+impl Agent {
+    pub(crate) fn new(
+        node: &Arc<Node>,
+        bpffs: &Path,
+        manifests: &Path,
+        options: &AgentOptions,
+    ) -> Result<Self> {
+        let dir = node.dir();
+        let bpffs = bpffs.join(node.name());
+        fs::create_dir_all(&bpffs)?;
+        let mut arguments = vec!["agent".to_owned(), "--node-name".into(), node.name()];
+        for (flag, path) in [
+            ("--manifests", manifests),
+            ("--bpffs", &bpffs),
+            ("--socket", &dir.join("agent.sock")),
+            ("--state", &dir.join("state")),
+            ("--flow-log", &dir.join("flows.jsonl")),
+        ] {
+            arguments.extend([flag.to_owned(), path.display().to_string()]);
+        }
+        arguments.extend(options.arguments.iter().cloned());
+        Ok(Self { node: Arc::clone(node), binary: binaries::agent()?, arguments, process: Mutex::default() })
+    }
+
+    pub fn socket(&self) -> PathBuf {
+        self.node.dir().join("agent.sock")
+    }
+
+    /// What the agent printed, over all its lives.
+    pub fn log(&self) -> String {
+        fs::read_to_string(self.log_file()).unwrap_or_default()
+    }
+
+    pub fn log_file(&self) -> PathBuf {
+        self.node.dir().join("agent.log")
+    }
+
+    pub fn flow_log_file(&self) -> PathBuf {
+        self.node.dir().join("flows.jsonl")
+    }
+
+    /// Records of the flow log so far, without a last line that is still being written.
+    pub fn flow_log(&self) -> Result<Vec<Value>> {
+        let text = fs::read_to_string(self.flow_log_file()).unwrap_or_default();
+        text.split_inclusive('\n')
+            .filter(|line| line.ends_with('\n'))
+            .map(|line| serde_json::from_str(line).with_context(|| format!("not a flow record: {line}")))
+            .collect()
+    }
+
+    /// Starts the agent and waits until it serves.
+    pub fn start(&self) -> Result<()> {
+        self.spawn()?;
+        self.await_ready()
+    }
+
+    pub(crate) fn spawn(&self) -> Result<()> {
+        let mut process = self.process();
+        ensure!(process.is_none(), "the agent of {} already runs", self.node.name());
+        let log = OpenOptions::new().create(true).append(true).open(self.log_file())?;
+        let child = self
+            .node
+            .netns()
+            .command(&self.binary)?
+            .args(&self.arguments)
+            .stdin(File::open("/dev/null")?)
+            .stdout(log.try_clone()?)
+            .stderr(log)
+            .spawn()
+            .with_context(|| format!("cannot run {}", self.binary.display()))?;
+        *process = Some(child);
+        Ok(())
+    }
+
+    pub(crate) fn await_ready(&self) -> Result<()> {
+        let deadline = Instant::now() + READY_WITHIN;
+        loop {
+            if matches!(self.ask(&CniRequest::Status), Ok(CniAnswer::Ok)) {
+                return Ok(());
+            }
+            let ended = match self.process().as_mut() {
+                Some(child) => child.try_wait()?,
+                None => bail!("the agent of {} was not started", self.node.name()),
+            };
+            if let Some(status) = ended {
+                self.process().take();
+                bail!("the agent of {} ended ({status}):\n{}", self.node.name(), tail(&self.log()));
+            }
+            if Instant::now() > deadline {
+                bail!("the agent of {} does not serve:\n{}", self.node.name(), tail(&self.log()));
+            }
+            thread::sleep(Duration::from_millis(10));
+        }
+    }
+
+    /// One request over the agent's socket.
+    pub fn ask(&self, request: &CniRequest) -> Result<CniAnswer> {
+        let mut stream = UnixStream::connect(self.socket())?;
+        stream.set_read_timeout(Some(Duration::from_secs(5)))?;
+        stream.write_all(format!("{}\n", serde_json::to_string(request)?).as_bytes())?;
+        let mut line = String::new();
+        BufReader::new(stream).read_line(&mut line)?;
+        Ok(serde_json::from_str(&line)?)
+    }
+
+    pub fn runs(&self) -> bool {
+        self.process().is_some()
+    }
+
+    /// SIGKILL: no goodbye. Nothing if it does not run.
+    pub fn kill9(&self) {
+        if let Some(mut child) = self.process().take() {
+            let _ = child.kill();
+            let _ = child.wait();
+        }
+    }
+
+    /// SIGTERM, and its exit status.
+    pub fn terminate(&self) -> Result<ExitStatus> {
+        let mut child = self.process().take().context("the agent does not run")?;
+        kill(Pid::from_raw(i32::try_from(child.id())?), Signal::SIGTERM)?;
+        let deadline = Instant::now() + ENDS_WITHIN;
+        while Instant::now() < deadline {
+            if let Some(status) = child.try_wait()? {
+                return Ok(status);
+            }
+            thread::sleep(Duration::from_millis(10));
+        }
+        child.kill()?;
+        child.wait()?;
+        bail!("the agent of {} ignored SIGTERM:\n{}", self.node.name(), tail(&self.log()))
+    }
+
+    /// `bulkhead status -o json`.
+    pub fn status(&self) -> Result<Value> {
+        let answer = self.command("status", &["-o", "json"])?;
+        serde_json::from_str(&answer).with_context(|| format!("bulkhead status printed {answer}"))
+    }
+
+    /// `bulkhead flows` with these arguments, as it prints.
+    pub fn flows(&self, arguments: &[&str]) -> Result<String> {
+        self.command("flows", arguments)
+    }
+
+    /// A command of the operator against this agent, for people to copy.
+    pub fn command_line(&self, verb: &str) -> String {
+        format!("{} {verb} --socket {}", self.binary.display(), self.socket().display())
+    }
+
+    fn command(&self, verb: &str, arguments: &[&str]) -> Result<String> {
+        let output = Command::new(&self.binary)
+            .arg(verb)
+            .args(arguments)
+            .arg("--socket")
+            .arg(self.socket())
+            .output()?;
+        let error = String::from_utf8_lossy(&output.stderr);
+        ensure!(output.status.success(), "bulkhead {verb} {arguments:?}: {}: {error}", output.status);
+        Ok(String::from_utf8(output.stdout)?)
+    }
+
+    fn process(&self) -> MutexGuard<'_, Option<Child>> {
+        self.process.lock().expect("no holder panics")
+    }
+}
+
+impl Drop for Agent {
+    fn drop(&mut self) {
+        self.kill9();
+    }
+}
+
+fn tail(log: &str) -> String {
+    let lines: Vec<_> = log.lines().rev().take(20).collect();
+    lines.into_iter().rev().collect::<Vec<_>>().join("\n")
+}

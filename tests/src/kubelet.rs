@@ -1,0 +1,88 @@
+//! The API server's part, played with files: the directory of manifests that all agents of a lab watch.
+
+use std::{
+    fs,
+    path::{Path, PathBuf},
+    sync::atomic::{AtomicU32, Ordering},
+};
+
+use anyhow::{Context, Result};
+use serde::Deserialize;
+use serde_json::Value;
+
+/// A directory with one file per object. Files appear and change whole (written aside, then renamed).
+#[derive(Debug)]
+pub struct Manifests {
+    dir: PathBuf,
+    writes: AtomicU32,
+}
+
+impl Manifests {
+    pub(crate) fn create(dir: &Path) -> Result<Self> {
+        fs::create_dir_all(dir)?;
+        Ok(Self { dir: dir.to_owned(), writes: AtomicU32::new(0) })
+    }
+
+    pub fn dir(&self) -> &Path {
+        &self.dir
+    }
+
+    /// Stores one object under its kind and name.
+    pub fn write(&self, object: &Value) -> Result<()> {
+        let text = serde_json::to_string_pretty(object)?; // JSON is YAML
+        self.write_text(&file_name(object)?, &text)
+    }
+
+    /// Stores any text as a manifest file, readable or not.
+    pub fn write_text(&self, file: &str, text: &str) -> Result<()> {
+        let number = self.writes.fetch_add(1, Ordering::Relaxed);
+        let aside = self.dir.join(format!(".write-{number}.tmp"));
+        fs::write(&aside, text)?;
+        fs::rename(&aside, self.dir.join(file)).with_context(|| format!("cannot store {file}"))
+    }
+
+    /// Stores every document of a YAML text and returns them.
+    pub fn apply(&self, yaml: &str) -> Result<Vec<Value>> {
+        let objects = documents(yaml)?;
+        objects.iter().try_for_each(|object| self.write(object))?;
+        Ok(objects)
+    }
+
+    /// Removes an object; `key` is `namespace/name`, or `name` for what has no namespace.
+    pub fn delete(&self, kind: &str, key: &str) -> Result<()> {
+        let file = format!("{}-{}.yaml", kind.to_lowercase(), key.replace('/', "-"));
+        fs::remove_file(self.dir.join(&file)).with_context(|| format!("cannot remove {file}"))
+    }
+}
+
+/// The documents of a YAML text; empty ones are left out.
+pub fn documents(yaml: &str) -> Result<Vec<Value>> {
+    serde_yaml_ng::Deserializer::from_str(yaml)
+        .map(|document| Value::deserialize(document).context("not a YAML document"))
+        .filter(|document| !matches!(document, Ok(Value::Null)))
+        .collect()
+}
+
+/// The documents of every YAML file of a directory, in the order of file names.
+pub fn read_dir(dir: &Path) -> Result<Vec<Value>> {
+    let mut files = fs::read_dir(dir)
+        .with_context(|| format!("cannot read {}", dir.display()))?
+        .map(|entry| Ok(entry?.path()))
+        .collect::<Result<Vec<_>>>()?;
+    files.retain(|path| path.extension().is_some_and(|e| e == "yaml" || e == "yml"));
+    files.sort();
+    let documents = files
+        .iter()
+        .map(|path| documents(&fs::read_to_string(path)?).with_context(|| format!("in {}", path.display())));
+    Ok(documents.collect::<Result<Vec<_>>>()?.into_iter().flatten().collect())
+}
+
+fn file_name(object: &Value) -> Result<String> {
+    let text = |pointer: &str| object.pointer(pointer).and_then(Value::as_str);
+    let kind = text("/kind").context("an object has no kind")?.to_lowercase();
+    let name = text("/metadata/name").context("an object has no name")?;
+    Ok(match text("/metadata/namespace") {
+        Some(namespace) => format!("{kind}-{namespace}-{name}.yaml"),
+        None => format!("{kind}-{name}.yaml"),
+    })
+}

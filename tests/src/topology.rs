@@ -1,0 +1,335 @@
+//! A whole cluster on one machine: an underlay, nodes joined as flannel joins them, pods, and (unless the
+//! lab is flat) one agent per node.
+
+use std::{
+    collections::BTreeMap,
+    fs::{self, File, TryLockError},
+    path::{Path, PathBuf},
+    sync::{
+        Arc, Mutex,
+        atomic::{AtomicU32, Ordering},
+    },
+    thread,
+};
+
+use anyhow::{Context, Result, bail};
+use nix::mount::{MntFlags, MsFlags, mount, umount2};
+use serde_json::{Value, json};
+
+use crate::{
+    agent::{Agent, AgentOptions},
+    binaries,
+    chain::Chain,
+    kubelet::Manifests,
+    netns::{NETNS_DIR, Netns, remove_namespace, require_root},
+    node::{Node, UNDERLAY_MTU, WORLD_V4, WORLD_V6},
+    pod::{Pod, PodSpec, Start},
+};
+
+/// One directory per lab; a lab lives as long as a process holds the lock on its `owner` file.
+pub const LABS_DIR: &str = "/run/bulkhead-lab";
+
+/// What kind of lab to raise.
+#[derive(Clone, Debug)]
+pub struct Plan {
+    nodes: u8,
+    agent: Option<AgentOptions>,
+}
+
+impl Plan {
+    /// Flannel alone: every pod reaches every pod.
+    pub fn flat() -> Self {
+        Self { nodes: 2, agent: None }
+    }
+
+    /// With an agent on each node and `bulkhead-cni` last in the chain.
+    pub fn bulkhead() -> Self {
+        Self { nodes: 2, agent: Some(AgentOptions::default()) }
+    }
+
+    pub fn nodes(mut self, nodes: u8) -> Self {
+        self.nodes = nodes;
+        self
+    }
+
+    /// Settings of the agents; makes a flat plan one with agents.
+    pub fn agent(mut self, options: AgentOptions) -> Self {
+        self.agent = Some(options);
+        self
+    }
+
+    pub fn raise(self) -> Result<Lab> {
+        Lab::raise(&self)
+    }
+}
+
+/// A running cluster. Dropping it removes everything: pods, agents, namespaces, mounts, directory.
+///
+/// Fields are in the order in which they must go.
+#[derive(Debug)]
+pub struct Lab {
+    pods: Mutex<BTreeMap<String, Arc<Pod>>>,
+    agents: Vec<Agent>,
+    chains: Vec<Chain>,
+    nodes: Vec<Arc<Node>>,
+    world: Netns,
+    manifests: Manifests,
+    pod_numbers: AtomicU32,
+    dir: LabDir,
+}
+
+impl Lab {
+    fn raise(plan: &Plan) -> Result<Self> {
+        require_root()?;
+        sweep();
+        let dir = LabDir::create()?;
+        let manifests = Manifests::create(&dir.path.join("manifests"))?;
+        let world = underlay(&dir.name)?;
+        let nodes = (1..=plan.nodes)
+            .map(|number| Ok(Arc::new(Node::create(number, &dir.name, &dir.path, &world)?)))
+            .collect::<Result<Vec<_>>>()?;
+        for node in &nodes {
+            node.join(&nodes)?;
+            manifests.write(&node.manifest())?;
+        }
+        let agents = match &plan.agent {
+            None => Vec::new(),
+            Some(options) => {
+                dir.mount_bpffs()?;
+                let agents = nodes
+                    .iter()
+                    .map(|node| Agent::new(node, &dir.bpffs(), manifests.dir(), options))
+                    .collect::<Result<Vec<_>>>()?;
+                agents.iter().try_for_each(Agent::spawn)?;
+                agents.iter().try_for_each(Agent::await_ready)?;
+                agents
+            }
+        };
+        let chains = match &plan.agent {
+            None => nodes.iter().map(|node| Chain::flannel(node, None)).collect(),
+            Some(options) => {
+                let binary = binaries::cni()?;
+                let entry = |agent: &Agent| options.cni_entry(&agent.socket());
+                nodes
+                    .iter()
+                    .zip(&agents)
+                    .map(|(node, agent)| Chain::flannel(node, Some((entry(agent), &binary))))
+                    .collect()
+            }
+        };
+        let pods = Mutex::default();
+        Ok(Self { pods, agents, chains, nodes, world, manifests, pod_numbers: AtomicU32::new(0), dir })
+    }
+
+    /// Unique on this machine; prefix of all namespaces.
+    pub fn name(&self) -> &str {
+        &self.dir.name
+    }
+
+    pub fn dir(&self) -> &Path {
+        &self.dir.path
+    }
+
+    pub fn nodes(&self) -> &[Arc<Node>] {
+        &self.nodes
+    }
+
+    /// Node `number`, from 1.
+    pub fn node(&self, number: u8) -> &Node {
+        &self.nodes[usize::from(number) - 1]
+    }
+
+    pub fn chain(&self, number: u8) -> &Chain {
+        &self.chains[usize::from(number) - 1]
+    }
+
+    pub fn agents(&self) -> &[Agent] {
+        &self.agents
+    }
+
+    pub fn agent(&self, number: u8) -> &Agent {
+        &self.agents[usize::from(number) - 1]
+    }
+
+    /// The namespace of the underlay: a host outside the cluster.
+    pub fn world(&self) -> &Netns {
+        &self.world
+    }
+
+    pub fn manifests(&self) -> &Manifests {
+        &self.manifests
+    }
+
+    /// Writes one Namespace with these labels.
+    pub fn namespace(&self, name: &str, labels: &[(&str, &str)]) -> Result<()> {
+        let labels: BTreeMap<_, _> = labels.iter().copied().collect();
+        self.manifests.write(
+            &json!({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": name, "labels": labels}}),
+        )
+    }
+
+    /// Starts a pod the way the kubelet does: scheduled, wired by CNI ADD, then Running.
+    pub fn start_pod(&self, spec: PodSpec) -> Result<Arc<Pod>> {
+        self.start_pod_with(spec, Start::default())
+    }
+
+    /// As [`Lab::start_pod`], with something that happens inside the pod before or right after ADD.
+    pub fn start_pod_with(&self, spec: PodSpec, start: Start<'_>) -> Result<Arc<Pod>> {
+        let node = self.nodes.iter().position(|node| node.name() == spec.node()).with_context(|| {
+            format!("{} is scheduled to {}, which this lab does not have", spec.key(), spec.node())
+        })?;
+        let number = self.pod_numbers.fetch_add(1, Ordering::Relaxed) + 1;
+        let netns = format!("{}-pod{number}", self.dir.name);
+        let pod = Pod::start(spec, &netns, &self.nodes[node], &self.chains[node], &self.manifests, start)?;
+        let pod = Arc::new(pod);
+        self.pods.lock().expect("no pod start panics").insert(pod.key(), Arc::clone(&pod));
+        Ok(pod)
+    }
+
+    /// Starts several pods at once.
+    pub fn start_pods(&self, specs: impl IntoIterator<Item = PodSpec>) -> Result<Vec<Arc<Pod>>> {
+        thread::scope(|scope| {
+            let starts: Vec<_> = specs.into_iter().map(|spec| scope.spawn(|| self.start_pod(spec))).collect();
+            starts.into_iter().map(|start| start.join().expect("a pod start does not panic")).collect()
+        })
+    }
+
+    /// CNI DEL, then the manifest and the namespace go.
+    pub fn stop_pod(&self, key: &str) -> Result<()> {
+        let pod = self.pods.lock().expect("no pod start panics").remove(key);
+        let pod = pod.with_context(|| format!("no pod {key}"))?;
+        let node =
+            self.nodes.iter().position(|n| n.name() == pod.spec().node()).expect("it was started there");
+        pod.stop(&self.nodes[node], &self.chains[node], &self.manifests)
+    }
+
+    /// A running pod, by `namespace/name`.
+    pub fn pod(&self, key: &str) -> Arc<Pod> {
+        let pods = self.pods.lock().expect("no pod start panics");
+        Arc::clone(pods.get(key).unwrap_or_else(|| panic!("no pod {key} runs; there are {:?}", pods.keys())))
+    }
+
+    /// All running pods, sorted by name.
+    pub fn pods(&self) -> Vec<Arc<Pod>> {
+        self.pods.lock().expect("no pod start panics").values().cloned().collect()
+    }
+
+    /// Writes every object of a YAML text (several documents allowed), as `kubectl apply` would store them.
+    pub fn apply(&self, yaml: &str) -> Result<Vec<Value>> {
+        self.manifests.apply(yaml)
+    }
+
+    /// Removes an object; `key` is `namespace/name`, or `name` for what has no namespace.
+    pub fn delete(&self, kind: &str, key: &str) -> Result<()> {
+        self.manifests.delete(kind, key)
+    }
+}
+
+impl Drop for Lab {
+    fn drop(&mut self) {
+        // DEL first: what a plugin leaves behind in a namespace goes with the namespace, what it leaves in the
+        // agent goes with the agent; nothing here may fail the test that is ending, or panic while it panics.
+        self.agents.iter().for_each(Agent::kill9);
+        if let Ok(pods) = self.pods.lock() {
+            pods.values().for_each(|pod| pod.quiet());
+        }
+    }
+}
+
+/// The directory of a lab, locked by its owner.
+#[derive(Debug)]
+struct LabDir {
+    name: String,
+    path: PathBuf,
+    _owner: File,
+}
+
+impl LabDir {
+    fn create() -> Result<Self> {
+        static LABS: AtomicU32 = AtomicU32::new(0);
+        let name = format!("bh-{}-{}", std::process::id(), LABS.fetch_add(1, Ordering::Relaxed) + 1);
+        fs::create_dir_all(LABS_DIR)?;
+        // Locked under another name first: a sweep must not see a lab that nobody seems to own.
+        let (path, nascent) = (Path::new(LABS_DIR).join(&name), Path::new(LABS_DIR).join(format!(".{name}")));
+        fs::create_dir(&nascent).with_context(|| format!("cannot create {}", nascent.display()))?;
+        let owner = File::create(nascent.join("owner"))?;
+        owner.lock()?;
+        fs::rename(&nascent, &path)?;
+        Ok(Self { name, path, _owner: owner })
+    }
+
+    fn bpffs(&self) -> PathBuf {
+        self.path.join("bpf")
+    }
+
+    fn mount_bpffs(&self) -> Result<()> {
+        fs::create_dir(self.bpffs())?;
+        mount(Some("none"), &self.bpffs(), Some("bpf"), MsFlags::empty(), None::<&str>)
+            .context("cannot mount a private bpffs")
+    }
+}
+
+impl Drop for LabDir {
+    fn drop(&mut self) {
+        remove_lab(&self.name);
+    }
+}
+
+/// Removes what labs of dead processes left behind; returns their names.
+pub fn sweep() -> Vec<String> {
+    let names = labs().unwrap_or_default().into_iter().filter(|name| !is_owned(name));
+    names.inspect(|name| remove_lab(name)).collect()
+}
+
+/// Names of all labs on this machine, with or without an owner.
+pub fn labs() -> Result<Vec<String>> {
+    if !Path::new(LABS_DIR).exists() {
+        return Ok(Vec::new());
+    }
+    let mut names: Vec<_> = fs::read_dir(LABS_DIR)?
+        .filter_map(|entry| entry.ok()?.file_name().into_string().ok())
+        .filter(|name| name.starts_with("bh-"))
+        .collect();
+    names.sort();
+    Ok(names)
+}
+
+/// The process that a lab belongs to, if it still runs.
+pub fn owner(name: &str) -> Result<nix::unistd::Pid> {
+    if !is_owned(name) {
+        bail!("{name} has no owner any more");
+    }
+    let pid = name.split('-').nth(1).and_then(|pid| pid.parse().ok()).context("not the name of a lab")?;
+    Ok(nix::unistd::Pid::from_raw(pid))
+}
+
+fn is_owned(name: &str) -> bool {
+    let file = File::open(Path::new(LABS_DIR).join(name).join("owner"));
+    file.is_ok_and(|file| matches!(file.try_lock(), Err(TryLockError::WouldBlock)))
+}
+
+fn remove_lab(name: &str) {
+    let prefix = format!("{name}-");
+    for entry in fs::read_dir(NETNS_DIR).into_iter().flatten().flatten() {
+        if entry.file_name().to_string_lossy().starts_with(&prefix) {
+            remove_namespace(&entry.path());
+        }
+    }
+    let dir = Path::new(LABS_DIR).join(name);
+    let _ = umount2(&dir.join("bpf"), MntFlags::MNT_DETACH);
+    let _ = fs::remove_dir_all(&dir);
+}
+
+fn underlay(lab: &str) -> Result<Netns> {
+    let netns = Netns::create(&format!("{lab}-world"))?;
+    for key in ["net/ipv4/ip_forward", "net/ipv6/conf/all/forwarding", "net/ipv6/conf/default/forwarding"] {
+        netns.sysctl(key, "1")?;
+    }
+    netns.ip(&format!(
+        "link add br0 mtu {UNDERLAY_MTU} type bridge\n\
+         addr add {WORLD_V4}/24 dev br0\n\
+         addr add {WORLD_V6}/64 dev br0 nodad\n\
+         link set br0 up\n"
+    ))?;
+    Ok(netns)
+}

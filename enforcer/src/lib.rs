@@ -6,5 +6,7 @@
 //!                    endpoint      flow ─▶ exporters
 //! ```
 pub mod cluster;
+pub mod datapath;
+pub mod endpoint;
 pub mod policy;
 pub mod source;

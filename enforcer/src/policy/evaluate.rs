@@ -176,15 +176,15 @@ fn family(probe: &Probe, src: &BTreeSet<IpAddr>, dst: &BTreeSet<IpAddr>) -> Resu
     probe.family.or_else(common).ok_or_else(none)
 }
 
-fn allow(by: impl Into<String>) -> Side {
+pub(crate) fn allow(by: impl Into<String>) -> Side {
     Side { verdict: Verdict::Allow, by: by.into() }
 }
 
-fn deny(by: impl Into<String>) -> Side {
+pub(crate) fn deny(by: impl Into<String>) -> Side {
     Side { verdict: Verdict::Deny, by: by.into() }
 }
 
-fn allowed_by(grants: &[Grant], direction: Direction) -> String {
+pub(crate) fn allowed_by(grants: &[Grant], direction: Direction) -> String {
     if grants.contains(&Grant::LocalNode) {
         return "own node".to_owned();
     }
@@ -202,7 +202,7 @@ fn allowed_by(grants: &[Grant], direction: Direction) -> String {
     names.join(", ")
 }
 
-fn isolated_by(policy: &EndpointPolicy, direction: Direction) -> String {
+pub(crate) fn isolated_by(policy: &EndpointPolicy, direction: Direction) -> String {
     let DirectionRules { policies } = match direction {
         Direction::Ingress => &policy.rules.ingress,
         Direction::Egress => &policy.rules.egress,
@@ -212,7 +212,7 @@ fn isolated_by(policy: &EndpointPolicy, direction: Direction) -> String {
 }
 
 /// From the source's tenant to the destination's.
-fn boundary(policy: &EndpointPolicy, peer: &PeerInfo, direction: Direction) -> String {
+pub(crate) fn boundary(policy: &EndpointPolicy, peer: &PeerInfo, direction: Direction) -> String {
     let own = policy.tenant.as_deref().unwrap_or_default();
     let theirs = match &peer.tenant {
         Tenancy::Tenant(tenant) => tenant.as_str(),

@@ -1,0 +1,383 @@
+//! This node's enforcement as plain, synchronous code with one owner: what the cluster says and which pods
+//! hang here go in, the kernel follows.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    net::IpAddr,
+    time::{Duration, Instant},
+};
+
+use bulkhead_cni::protocol::{AttachmentId, CniAnswer, CniRequest, Sandbox};
+use nix::net::if_::if_nametoindex;
+
+use super::{local, settings::Settings};
+use crate::{
+    cluster::index::Index,
+    datapath::{
+        DatapathError, Local, Tables, Written,
+        kernel::Maps,
+        programs::{Capacity, Programs},
+    },
+    endpoint::{Endpoint, Endpoints, store::Store},
+    policy::{self, model::Compiled},
+    source::{Change, Problem, Update},
+};
+
+/// CNI error codes of ours, as the specification's section "Error" names them.
+const INVALID_ENVIRONMENT: u32 = 4;
+const INVALID_CONFIGURATION: u32 = 7;
+/// "unknown container": what CHECK found is not what ADD set up.
+const UNKNOWN_CONTAINER: u32 = 3;
+
+/// A rule that nothing can reach any more stays this long, for packets under way.
+const TIDY_AFTER: Duration = Duration::from_secs(2);
+
+pub struct Node {
+    pub(super) index: Index,
+    pub(super) policy: policy::Settings,
+    pub(super) compiled: Compiled,
+    pub(super) endpoints: Endpoints,
+    pub(super) tables: Tables<Maps>,
+    pub(super) programs: Programs,
+    pub(super) source: SourceState,
+    pub(super) health: Health,
+    store: Store,
+    /// Kernel records of a state file that was lost, by interface; kept as they are.
+    orphans: BTreeMap<u32, Local>,
+    tidy_at: Option<Instant>,
+}
+
+/// What the source said last.
+#[derive(Debug, Default)]
+pub struct SourceState {
+    pub synced: bool,
+    pub problems: Vec<Problem>,
+    pub ignored: BTreeMap<String, usize>,
+}
+
+/// How the last update went.
+#[derive(Debug, Default)]
+pub struct Health {
+    pub updates: u64,
+    /// By the first update after the start; zero everywhere says that the restart changed nothing.
+    pub first_written: Option<Written>,
+    pub last_written: Written,
+    /// Why the kernel is not up to date: endpoints keep their last complete rule sets (semantics 42).
+    pub error: Option<String>,
+}
+
+/// Why an ADD cannot be answered yet, or ever.
+pub enum NotAdded {
+    /// The pod, or the first complete list, may still arrive.
+    Unknown(String),
+    Answer(CniAnswer),
+}
+
+impl Node {
+    /// Takes over what an agent before us left: pins, endpoints, numbers. Nothing is written to the policy
+    /// maps before the source has said everything once (fail static).
+    pub fn open(settings: &Settings) -> anyhow::Result<(Self, aya::Ebpf)> {
+        let store = Store::open(&settings.state.join("endpoints"))?;
+        let (stored, errors) = store.load()?;
+        for error in errors {
+            tracing::error!(%error, "endpoint file cannot be read; its pod keeps its rules as they are");
+        }
+        let capacity = Capacity { connections: settings.max_connections };
+        let (programs, mut ebpf) = Programs::open(&settings.bpffs, capacity)?;
+        let mut maps = Maps::take(&mut ebpf)?;
+        maps.configure(bulkhead_ebpf::abi::Config {
+            tunnel_port_be: settings.tunnel_port.to_be_bytes(),
+            ..Default::default()
+        })?;
+        let tables = Tables::open(maps, Some(&settings.state.join("numbers.json")))?;
+        let mut index = Index::new(Some(settings.node_name.clone()));
+        index.set_local_addresses(local::addresses()?);
+        let mut node = Self {
+            index,
+            policy: policy::Settings::from(&settings.policy),
+            compiled: Compiled::default(),
+            endpoints: Endpoints::default(),
+            tables,
+            programs,
+            source: SourceState::default(),
+            health: Health::default(),
+            store,
+            orphans: BTreeMap::new(),
+            tidy_at: None,
+        };
+        for endpoint in stored {
+            node.adopt(endpoint)?;
+        }
+        node.adopt_orphans();
+        Ok((node, ebpf))
+    }
+
+    /// An endpoint of before. Its interface may be gone: the pod ended while no agent ran.
+    fn adopt(&mut self, endpoint: Endpoint) -> Result<(), DatapathError> {
+        let Sandbox { host_ifname, host_ifindex, .. } = &endpoint.sandbox;
+        if if_nametoindex(host_ifname.as_str()) != Ok(*host_ifindex) {
+            tracing::info!(container = endpoint.attachment.container, ifname = host_ifname, "pod is gone");
+            if let Err(error) = self.store.remove(&endpoint.attachment) {
+                tracing::warn!(%error, "stale endpoint file stays");
+            }
+            return Ok(());
+        }
+        self.programs.attach(host_ifname, *host_ifindex)?;
+        self.endpoints.insert(endpoint.clone());
+        self.follow_pod(&endpoint);
+        Ok(())
+    }
+
+    fn adopt_orphans(&mut self) {
+        let known: BTreeSet<u32> = self.endpoints.iter().map(|e| e.sandbox.host_ifindex).collect();
+        for (ifindex, record) in &self.tables.actual().endpoints {
+            if known.contains(ifindex) || !local::exists(*ifindex) {
+                continue;
+            }
+            tracing::warn!(ifindex, endpoint = record.id, "endpoint without a state file keeps its rules");
+            let addresses = [IpAddr::from(record.ipv4), IpAddr::from(record.ipv6)];
+            self.orphans.insert(
+                *ifindex,
+                Local {
+                    id: record.id,
+                    ifindex: *ifindex,
+                    pod: None,
+                    mac: record.mac,
+                    addresses: addresses.into_iter().filter(|a| !a.is_unspecified()).collect(),
+                    adopted: false,
+                },
+            );
+        }
+    }
+
+    /// Takes in what the cluster says; the kernel follows at once.
+    pub fn learn(&mut self, update: Update) {
+        for change in update.changes {
+            match change {
+                Change::Upsert(object) => self.index.apply(object),
+                Change::Delete(object) => self.index.delete(&object),
+            };
+        }
+        self.source =
+            SourceState { synced: update.synced, problems: update.problems, ignored: update.ignored };
+        self.enforce();
+    }
+
+    /// Brings the kernel to the index. An error is kept for status and tried again at the next tick.
+    fn enforce(&mut self) {
+        if !self.source.synced {
+            return; // half a list must neither open nor close anything
+        }
+        match self.update() {
+            Ok(written) => {
+                self.health.error = None;
+                self.health.last_written = written;
+                self.health.first_written.get_or_insert(written);
+                self.tidy_at = Some(Instant::now() + TIDY_AFTER);
+            }
+            Err(error) => {
+                let error = error_chain(&error);
+                tracing::error!(error, "the kernel is not up to date");
+                self.health.error = Some(error);
+            }
+        }
+    }
+
+    fn update(&mut self) -> Result<Written, DatapathError> {
+        let locals: BTreeMap<u32, Local> = self
+            .endpoints
+            .iter()
+            .map(Endpoint::local)
+            .map(|local| (local.ifindex, local))
+            .chain(self.orphans.clone())
+            .collect();
+        let scope = policy::scope(&self.index, &self.policy);
+        let compile = |scope: &_| policy::compile(&self.index, &self.policy, scope);
+        self.compiled = compile(&scope);
+        self.health.updates += 1;
+        self.tables.update(compile, scope, &locals)
+    }
+
+    /// ADD: returns when programs and rules are in the kernel. Undoes what it did when it cannot.
+    pub fn add(&mut self, attachment: &AttachmentId, sandbox: &Sandbox) -> Result<(), NotAdded> {
+        let refuse = |code, message: &str| {
+            NotAdded::Answer(CniAnswer::Failed { code, message: message.to_owned() })
+        };
+        let again = |message| NotAdded::Answer(CniAnswer::TryAgain { message });
+        let Some(name) = &sandbox.pod else {
+            return Err(refuse(INVALID_ENVIRONMENT, "CNI_ARGS names no pod (K8S_POD_NAMESPACE, K8S_POD_NAME)"));
+        };
+        if sandbox.addresses.is_empty() {
+            return Err(refuse(INVALID_CONFIGURATION, "prevResult gives the pod no address"));
+        }
+        if !self.source.synced {
+            return Err(NotAdded::Unknown("the cluster's objects are still being read".to_owned()));
+        }
+        let key = crate::cluster::object::Key::new(&name.namespace, &name.name);
+        match self.index.pod(&key) {
+            None => return Err(NotAdded::Unknown(format!("pod {key} is not known yet"))),
+            Some(pod) if pod.host_network => {
+                return Err(refuse(INVALID_CONFIGURATION, "a host-network pod has no interface of its own"));
+            }
+            Some(_) => {}
+        }
+        if if_nametoindex(sandbox.host_ifname.as_str()) != Ok(sandbox.host_ifindex) {
+            return Err(refuse(
+                INVALID_CONFIGURATION,
+                &format!("there is no interface {} with index {}", sandbox.host_ifname, sandbox.host_ifindex),
+            ));
+        }
+        if self.endpoints.get(attachment).is_some_and(|e| e.sandbox == *sandbox) && self.check(attachment, sandbox).is_ok() {
+            return Ok(()); // asked twice
+        }
+
+        let id = self.tables.next_endpoint();
+        let endpoint = Endpoint { id, attachment: attachment.clone(), sandbox: sandbox.clone() };
+        let before = self.endpoints.insert(endpoint.clone());
+        self.orphans.remove(&sandbox.host_ifindex);
+        self.follow_pod(&endpoint);
+        let result = self.store.save(&endpoint).map_err(|e| error_chain(&e)).and_then(|()| {
+            self.enforce();
+            if let Some(error) = &self.health.error {
+                return Err(error.clone());
+            }
+            self.programs.attach(&sandbox.host_ifname, sandbox.host_ifindex).map_err(|e| error_chain(&e))
+        });
+        result.map_err(|error| {
+            tracing::error!(pod = %key, error, "pod not admitted");
+            self.forget(attachment);
+            if let Some(before) = before {
+                self.follow_pod(&before);
+                self.endpoints.insert(before);
+            }
+            self.enforce();
+            again(format!("pod {key} cannot be enforced: {error}"))
+        })
+    }
+
+    /// DEL: the record goes, so that the interface drops everything until it is gone itself.
+    pub fn del(&mut self, attachment: &AttachmentId) {
+        if self.endpoints.get(attachment).is_some() {
+            self.forget(attachment);
+            self.enforce();
+        }
+        self.sweep_links();
+    }
+
+    fn forget(&mut self, attachment: &AttachmentId) {
+        let endpoint = self.endpoints.remove(attachment);
+        if let Err(error) = self.store.remove(attachment) {
+            // The next start finds that the interface is gone and removes it then.
+            tracing::warn!(%error, "endpoint file stays");
+        }
+        if let Some(endpoint) = endpoint {
+            self.follow_pod(&endpoint);
+        }
+    }
+
+    /// Tells the index which addresses the endpoint's pod has here.
+    fn follow_pod(&mut self, endpoint: &Endpoint) {
+        let Some(pod) = endpoint.pod() else { return };
+        let addresses = self.endpoints.addresses_of(&pod);
+        if addresses.is_empty() {
+            self.index.detach(&pod);
+        } else {
+            self.index.attach(pod, addresses);
+        }
+    }
+
+    /// CHECK: is the attachment as ADD left it, and enforced?
+    pub fn check(&self, attachment: &AttachmentId, sandbox: &Sandbox) -> Result<(), CniAnswer> {
+        let failed = |message: String| CniAnswer::Failed { code: UNKNOWN_CONTAINER, message };
+        let Some(endpoint) = self.endpoints.get(attachment) else {
+            return Err(failed("bulkhead does not know this attachment".to_owned()));
+        };
+        let (have, want) = (&endpoint.sandbox, sandbox);
+        if (have.host_ifindex, have.mac, &have.addresses) != (want.host_ifindex, want.mac, &want.addresses) {
+            return Err(failed(format!(
+                "the attachment is enforced on {} for {:?}, not on {} for {:?}",
+                have.host_ifname, have.addresses, want.host_ifname, want.addresses
+            )));
+        }
+        let Some(record) = self.tables.actual().endpoints.get(&have.host_ifindex) else {
+            return Err(failed("the kernel holds no record of the endpoint".to_owned()));
+        };
+        if record.id != endpoint.id {
+            return Err(failed("the kernel's record is another endpoint's".to_owned()));
+        }
+        match self.programs.attached(&have.host_ifname) {
+            Ok(true) => Ok(()),
+            Ok(false) => Err(failed(format!("a program is missing on {}", have.host_ifname))),
+            Err(error) => Err(failed(error_chain(&error))),
+        }
+    }
+
+    /// GC: endpoints of the network that the runtime does not list any more go.
+    pub fn gc(&mut self, network: &str, valid: &BTreeSet<AttachmentId>) {
+        for attachment in self.endpoints.invalid(network, valid) {
+            tracing::info!(container = attachment.container, "removed by GC");
+            self.del(&attachment);
+        }
+    }
+
+    /// Every request but ADD, which may have to wait.
+    pub fn answer(&mut self, request: CniRequest) -> CniAnswer {
+        match request {
+            CniRequest::Add { .. } => unreachable!("ADD goes through `add`"),
+            CniRequest::Del { attachment } => self.del(&attachment),
+            CniRequest::Check { attachment, sandbox } => {
+                return self.check(&attachment, &sandbox).err().unwrap_or(CniAnswer::Ok);
+            }
+            CniRequest::Gc { network, valid } => self.gc(&network, &valid),
+            CniRequest::Status if !self.source.synced => {
+                return CniAnswer::TryAgain { message: "the cluster's objects are still being read".to_owned() };
+            }
+            CniRequest::Status => {
+                if let Some(error) = &self.health.error {
+                    return CniAnswer::TryAgain { message: error.clone() };
+                }
+            }
+        }
+        CniAnswer::Ok
+    }
+
+    /// Now and then: what changed without anybody telling us, what failed before, what can go.
+    pub fn tick(&mut self) {
+        match local::addresses() {
+            Ok(addresses) => {
+                if self.index.set_local_addresses(addresses) || self.health.error.is_some() {
+                    self.enforce();
+                }
+            }
+            Err(error) => tracing::warn!(%error, "this node's addresses cannot be read"),
+        }
+        if self.tidy_at.is_some_and(|at| at <= Instant::now()) {
+            self.tidy_at = None;
+            if let Err(error) = self.tables.tidy(&self.compiled) {
+                tracing::warn!(error = error_chain(&error), "stale rules stay for now");
+            }
+        }
+        self.orphans.retain(|ifindex, _| local::exists(*ifindex));
+        self.sweep_links();
+    }
+
+    fn sweep_links(&self) {
+        if let Err(error) = self.programs.sweep_links(local::exists) {
+            tracing::warn!(error = error_chain(&error), "stale link pins stay for now");
+        }
+    }
+}
+
+/// An error with its causes, in one line.
+pub fn error_chain(error: &dyn std::error::Error) -> String {
+    let mut line = error.to_string();
+    let mut cause = error.source();
+    while let Some(error) = cause {
+        let text = error.to_string();
+        if !line.ends_with(&text) {
+            line = format!("{line}: {text}");
+        }
+        cause = error.source();
+    }
+    line
+}

@@ -1,0 +1,74 @@
+//! The agent's settings: flags, or the environment variable of the same name.
+
+use std::path::PathBuf;
+
+use clap::{Args, ValueEnum};
+
+use crate::policy;
+
+/// Everything has a default except where the cluster's objects come from.
+#[derive(Clone, Debug, Args)]
+pub struct Settings {
+    /// Name of this node as in the Pods' `spec.nodeName`; default: the host name.
+    #[arg(long, env = "BULKHEAD_NODE_NAME", default_value_t = host_name())]
+    pub node_name: String,
+    /// Directory of Kubernetes manifests (Namespaces, Pods, Nodes, `NetworkPolicies`); watched.
+    #[arg(long, env = "BULKHEAD_MANIFESTS", value_name = "DIR")]
+    pub manifests: PathBuf,
+    /// Directory on a bpffs for the pins of programs, maps and links.
+    #[arg(long, env = "BULKHEAD_BPFFS", value_name = "DIR", default_value = "/sys/fs/bpf/bulkhead")]
+    pub bpffs: PathBuf,
+    /// Unix socket for the CNI plugin and the command line.
+    #[arg(long, env = "BULKHEAD_SOCKET", value_name = "PATH", default_value = bulkhead_cni::config::DEFAULT_SOCKET)]
+    pub socket: PathBuf,
+    /// Directory for what must outlive the agent: endpoints and numbers.
+    #[arg(long, env = "BULKHEAD_STATE", value_name = "DIR", default_value = "/var/lib/bulkhead")]
+    pub state: PathBuf,
+    /// Directory of the node's CNI configurations; status says whether bulkhead is in the chain there.
+    #[arg(long, env = "BULKHEAD_CNI_CONF_DIR", value_name = "DIR", default_value = "/etc/cni/net.d")]
+    pub cni_conf_dir: PathBuf,
+    #[command(flatten)]
+    pub flow: crate::flow::Settings,
+    #[command(flatten)]
+    pub policy: PolicySettings,
+    /// Connections tracked per address family.
+    #[arg(long, env = "BULKHEAD_MAX_CONNECTIONS", value_name = "N", default_value_t = 1 << 18,
+          value_parser = clap::value_parser!(u32).range(1024..=1 << 26))]
+    pub max_connections: u32,
+    /// UDP port of the overlay's tunnels, to which no pod may send on a node; 0: no tunnel.
+    #[arg(long, env = "BULKHEAD_TUNNEL_PORT", value_name = "PORT", default_value_t = 8472)]
+    pub tunnel_port: u16,
+}
+
+/// Settings that change verdicts; `simulate` has the same.
+#[derive(Clone, Debug, Args)]
+pub struct PolicySettings {
+    /// Namespace label whose value is the tenant, or `none`.
+    #[arg(long, env = "BULKHEAD_TENANT_LABEL", value_name = "KEY|none", default_value = policy::DEFAULT_TENANT_LABEL)]
+    pub tenant_label: String,
+    /// May pods always reach their own node?
+    #[arg(long, env = "BULKHEAD_LOCAL_NODE_EGRESS", value_enum, default_value_t = LocalNodeEgress::Allow)]
+    pub local_node_egress: LocalNodeEgress,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum LocalNodeEgress {
+    /// Yes, as the Kubernetes documentation says.
+    Allow,
+    /// Only where a policy allows it.
+    Policy,
+}
+
+impl From<&PolicySettings> for policy::Settings {
+    fn from(settings: &PolicySettings) -> Self {
+        let label = &settings.tenant_label;
+        Self {
+            tenant_label: (label != "none").then(|| label.clone()),
+            local_node_egress: settings.local_node_egress == LocalNodeEgress::Allow,
+        }
+    }
+}
+
+fn host_name() -> String {
+    nix::unistd::gethostname().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default()
+}

@@ -1,0 +1,247 @@
+//! What `bulkhead status` shows: one serialisable picture of the agent.
+
+use std::collections::BTreeMap;
+
+use comfy_table::{ContentArrangement, Table, presets};
+use serde::{Deserialize, Serialize};
+
+use super::node::Node;
+use crate::policy::model::DirectionRules;
+
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub struct Status {
+    pub node: String,
+    pub version: String,
+    /// Seconds since the agent started.
+    pub uptime_seconds: u64,
+    pub source: Source,
+    pub endpoints: Vec<Endpoint>,
+    pub datapath: Datapath,
+    pub chain: Chain,
+    pub flows: serde_json::Value,
+    /// Policies that cannot be honoured as written, and why (semantics 41).
+    pub defects: BTreeMap<String, Vec<String>>,
+}
+
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub struct Source {
+    pub kind: String,
+    pub path: String,
+    /// Everything was read once; nothing is enforced anew before.
+    pub synced: bool,
+    /// Objects in force, by kind.
+    pub objects: BTreeMap<String, usize>,
+    /// Files or objects that are not in force, one line each.
+    pub problems: Vec<String>,
+    /// Objects of kinds that bulkhead does not use, by kind.
+    pub ignored: BTreeMap<String, usize>,
+}
+
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub struct Endpoint {
+    pub id: u32,
+    pub pod: String,
+    pub container: String,
+    pub interface: String,
+    pub addresses: Vec<String>,
+    /// Policies that isolate the pod; empty: open in this direction.
+    pub ingress: Vec<String>,
+    pub egress: Vec<String>,
+    pub rule_set: u32,
+    pub generation: u32,
+    /// The kernel holds what the policies say.
+    pub up_to_date: bool,
+}
+
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub struct Datapath {
+    pub abi: u32,
+    pub updates: u64,
+    /// What the start took over and what it had to make or replace.
+    pub adoption: serde_json::Value,
+    /// Map writes of the first update after the start, and of the last update.
+    pub first_written: serde_json::Value,
+    pub last_written: serde_json::Value,
+    /// Entries in the policy maps.
+    pub rules: usize,
+    pub addresses: usize,
+    /// Packets by reason since the maps were created.
+    pub packets: BTreeMap<String, u64>,
+    /// Events that found the ring buffer full; connections that found the table full.
+    pub lost_events: u64,
+    pub lost_connections: u64,
+    /// Why the kernel is not up to date, if so.
+    pub error: Option<String>,
+}
+
+/// Is bulkhead in the node's CNI configuration?
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub struct Chain {
+    pub directory: String,
+    /// Configuration lists that hold the plugin.
+    pub chained: Vec<String>,
+    /// Those that do not: pods wired by one of them are not enforced.
+    pub unchained: Vec<String>,
+}
+
+impl Status {
+    pub fn of(node: &Node) -> Self {
+        let index = &node.index;
+        let objects = [
+            ("Namespace", index.namespaces().count()),
+            ("Node", index.nodes().count()),
+            ("Pod", index.pods().count()),
+            ("NetworkPolicy", index.policies().count()),
+        ];
+        let defects = index.policies().filter(|policy| !policy.defects.is_empty());
+        Self {
+            version: env!("CARGO_PKG_VERSION").to_owned(),
+            source: Source {
+                synced: node.source.synced,
+                objects: objects.into_iter().map(|(kind, n)| (kind.to_owned(), n)).collect(),
+                problems: node.source.problems.iter().map(ToString::to_string).collect(),
+                ignored: node.source.ignored.clone(),
+                ..Source::default()
+            },
+            endpoints: node.endpoints.iter().map(|endpoint| Endpoint::of(node, endpoint)).collect(),
+            datapath: Datapath::of(node),
+            defects: defects.map(|policy| (policy.key.to_string(), policy.defects.clone())).collect(),
+            ..Self::default()
+        }
+    }
+
+    /// For people; everything is in the JSON form.
+    pub fn render(&self) -> String {
+        let mut out = String::new();
+        let mut line = |name: &str, value: String| out.push_str(&format!("{name:<14}{value}\n"));
+        line("Node", format!("{} (bulkhead {}, up {} s)", self.node, self.version, self.uptime_seconds));
+        let synced = if self.source.synced { "in sync" } else { "not read yet" };
+        line("Source", format!("{} {}: {synced}", self.source.kind, self.source.path));
+        line("Objects", counts(&self.source.objects));
+        if !self.source.ignored.is_empty() {
+            line("Ignored", counts(&self.source.ignored));
+        }
+        for problem in &self.source.problems {
+            line("Problem", problem.clone());
+        }
+        for (policy, defects) in &self.defects {
+            line("Defect", format!("NetworkPolicy {policy}: {}", defects.join("; ")));
+        }
+        let chained = if self.chain.chained.is_empty() { "in no list".to_owned() } else { self.chain.chained.join(", ") };
+        line("CNI chain", format!("{}: {chained}", self.chain.directory));
+        for list in &self.chain.unchained {
+            line("Problem", format!("{list} does not run bulkhead-cni: its pods are not enforced"));
+        }
+        let kernel = match &self.datapath.error {
+            None => "up to date".to_owned(),
+            Some(error) => format!("NOT UP TO DATE: {error}"),
+        };
+        line(
+            "Kernel",
+            format!(
+                "{kernel}; {} rules, {} addresses, {} updates, ABI {}",
+                self.datapath.rules, self.datapath.addresses, self.datapath.updates, self.datapath.abi
+            ),
+        );
+        line(
+            "Lost",
+            format!("{} events, {} connections", self.datapath.lost_events, self.datapath.lost_connections),
+        );
+        let packets: BTreeMap<_, _> =
+            self.datapath.packets.iter().filter(|(_, n)| **n > 0).map(|(k, n)| (k.clone(), *n)).collect();
+        line("Packets", counts(&packets));
+
+        let mut table = Table::new();
+        table.load_preset(presets::NOTHING).set_content_arrangement(ContentArrangement::Disabled);
+        table.set_header(["ID", "POD", "INTERFACE", "ADDRESSES", "INGRESS", "EGRESS", "GENERATION", "STATE"]);
+        for endpoint in &self.endpoints {
+            let policies = |names: &[String]| if names.is_empty() { "open".to_owned() } else { names.join(",") };
+            table.add_row([
+                endpoint.id.to_string(),
+                endpoint.pod.clone(),
+                endpoint.interface.clone(),
+                endpoint.addresses.join(","),
+                policies(&endpoint.ingress),
+                policies(&endpoint.egress),
+                endpoint.generation.to_string(),
+                if endpoint.up_to_date { "enforced" } else { "not up to date" }.to_owned(),
+            ]);
+        }
+        format!("{out}\n{table}\n")
+    }
+}
+
+impl Endpoint {
+    fn of(node: &Node, endpoint: &crate::endpoint::Endpoint) -> Self {
+        let pod = endpoint.pod();
+        let compiled = pod.as_ref().and_then(|pod| node.compiled.endpoints.get(pod));
+        let record = node.tables.actual().endpoints.get(&endpoint.sandbox.host_ifindex);
+        let word = record.map(|record| record.policy).unwrap_or_default();
+        let names = |rules: &DirectionRules| rules.policies.iter().map(|p| p.policy.to_string()).collect();
+        let wanted = compiled.and_then(|policy| node.tables.numbers().rule_sets.get(&policy.rules));
+        Self {
+            id: endpoint.id,
+            pod: pod.map(|pod| pod.to_string()).unwrap_or_default(),
+            container: endpoint.attachment.container.clone(),
+            interface: endpoint.sandbox.host_ifname.clone(),
+            addresses: endpoint.sandbox.addresses.iter().map(ToString::to_string).collect(),
+            ingress: compiled.map(|policy| names(&policy.rules.ingress)).unwrap_or_default(),
+            egress: compiled.map(|policy| names(&policy.rules.egress)).unwrap_or_default(),
+            rule_set: word.rule_set(),
+            generation: word.generation(),
+            up_to_date: record.is_some() && wanted == Some(word.rule_set()) && node.health.error.is_none(),
+        }
+    }
+}
+
+impl Datapath {
+    fn of(node: &Node) -> Self {
+        let json = |value: &_| serde_json::to_value(value).unwrap_or_default();
+        let actual = node.tables.actual();
+        let packets = node.tables.kernel_ref().counters().unwrap_or_default();
+        let (lost_events, lost_connections) = node.tables.kernel_ref().lost().unwrap_or_default();
+        Self {
+            abi: bulkhead_ebpf::abi::ABI_VERSION,
+            updates: node.health.updates,
+            adoption: serde_json::to_value(&node.programs.adoption).unwrap_or_default(),
+            first_written: node.health.first_written.as_ref().map(json).unwrap_or_default(),
+            last_written: json(&node.health.last_written),
+            rules: actual.rules.len(),
+            addresses: actual.peers.len() + actual.prefixes.len(),
+            packets: packets.into_iter().map(|(reason, n)| (reason.name().to_owned(), n)).collect(),
+            lost_events,
+            lost_connections,
+            error: node.health.error.clone(),
+        }
+    }
+}
+
+impl Chain {
+    /// Reads the directory's configuration lists; what cannot be read counts as unchained.
+    pub fn read(directory: &std::path::Path) -> Self {
+        let mut chain = Self { directory: directory.display().to_string(), ..Self::default() };
+        let Ok(entries) = std::fs::read_dir(directory) else { return chain };
+        for path in entries.filter_map(Result::ok).map(|entry| entry.path()) {
+            if !path.extension().is_some_and(|e| e == "conflist" || e == "conf") {
+                continue;
+            }
+            let list: Option<serde_json::Value> =
+                std::fs::read(&path).ok().and_then(|text| serde_json::from_slice(&text).ok());
+            let plugins = list.as_ref().and_then(|list| list["plugins"].as_array());
+            let ours = plugins.is_some_and(|plugins| plugins.iter().any(|p| p["type"] == "bulkhead-cni"));
+            let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
+            if ours { &mut chain.chained } else { &mut chain.unchained }.push(name);
+        }
+        chain
+    }
+}
+
+fn counts<N: std::fmt::Display>(counts: &BTreeMap<String, N>) -> String {
+    let parts: Vec<String> = counts.iter().map(|(name, n)| format!("{name} {n}")).collect();
+    if parts.is_empty() { "none".to_owned() } else { parts.join(", ") }
+}

@@ -1,0 +1,240 @@
+//! The kernel's maps behind one small trait: all that the agent may read from or write to them.
+
+use std::{collections::BTreeMap, net::IpAddr, path::Path};
+
+use aya::{
+    Ebpf,
+    maps::{
+        Array, HashMap, LpmTrie, Map, MapData, MapError, PerCpuArray,
+        lpm_trie::Key as LpmKey,
+    },
+};
+use bulkhead_ebpf::{
+    abi::{self, Config, Conn, ConnKey, ConnKey4, ConnKey6, DropCount, DropKey, Endpoint, Peer, RuleKey, names},
+    reason::{REASONS, Reason},
+};
+use ipnetwork::IpNetwork;
+
+use super::{
+    DatapathError,
+    image::{Image, Op, Rule},
+};
+
+/// The policy maps. Tests put a model in its place.
+pub trait Kernel {
+    fn snapshot(&self) -> Result<Image, DatapathError>;
+    fn apply(&mut self, op: &Op) -> Result<(), DatapathError>;
+}
+
+/// Handles of every map of one set of programs.
+pub struct Maps {
+    endpoints: Array<MapData, Endpoint>,
+    endpoints_spill: HashMap<MapData, u32, Endpoint>,
+    peers_v4: HashMap<MapData, [u8; 4], Peer>,
+    peers_v6: HashMap<MapData, [u8; 16], Peer>,
+    prefixes_v4: LpmTrie<MapData, [u8; 4], Peer>,
+    prefixes_v6: LpmTrie<MapData, [u8; 16], Peer>,
+    rules: LpmTrie<MapData, RuleKey, u32>,
+    conns_v4: HashMap<MapData, ConnKey4, Conn>,
+    conns_v6: HashMap<MapData, ConnKey6, Conn>,
+    drops: HashMap<MapData, DropKey, DropCount>,
+    config: Array<MapData, Config>,
+    counters: PerCpuArray<MapData, u64>,
+    lost: PerCpuArray<MapData, u64>,
+}
+
+impl Maps {
+    pub fn take(ebpf: &mut Ebpf) -> Result<Self, DatapathError> {
+        let mut map = |name: &'static str| ebpf.take_map(name).ok_or(DatapathError::NoSuchMap(name));
+        Ok(Self {
+            endpoints: map(names::ENDPOINTS)?.try_into()?,
+            endpoints_spill: map(names::ENDPOINTS_SPILL)?.try_into()?,
+            peers_v4: map(names::PEERS_V4)?.try_into()?,
+            peers_v6: map(names::PEERS_V6)?.try_into()?,
+            prefixes_v4: map(names::PREFIXES_V4)?.try_into()?,
+            prefixes_v6: map(names::PREFIXES_V6)?.try_into()?,
+            rules: map(names::RULES)?.try_into()?,
+            conns_v4: map(names::CONNS_V4)?.try_into()?,
+            conns_v6: map(names::CONNS_V6)?.try_into()?,
+            drops: map(names::DROPS)?.try_into()?,
+            config: map(names::CONFIG)?.try_into()?,
+            counters: map(names::COUNTERS)?.try_into()?,
+            lost: map(names::LOST)?.try_into()?,
+        })
+    }
+
+    pub fn configure(&mut self, config: Config) -> Result<(), DatapathError> {
+        Ok(self.config.set(0, config, 0)?)
+    }
+
+    /// Packets by reason, over all CPUs, since the maps were created.
+    pub fn counters(&self) -> Result<BTreeMap<Reason, u64>, DatapathError> {
+        debug_assert!(REASONS >= self.counters.len());
+        Reason::ALL
+            .into_iter()
+            .map(|reason| Ok((reason, self.counters.get(&u32::from(reason as u8), 0)?.iter().sum())))
+            .collect()
+    }
+
+    /// Events that found the ring full, and connections that found the table full.
+    pub fn lost(&self) -> Result<(u64, u64), DatapathError> {
+        let sum = |index| Ok::<_, MapError>(self.lost.get(&index, 0)?.iter().sum());
+        Ok((sum(abi::LOST_EVENTS)?, sum(abi::LOST_CONNS)?))
+    }
+
+    pub fn conns_v4(&mut self) -> ConnTable<'_, [u8; 4]> {
+        ConnTable(&mut self.conns_v4)
+    }
+
+    pub fn conns_v6(&mut self) -> ConnTable<'_, [u8; 16]> {
+        ConnTable(&mut self.conns_v6)
+    }
+
+    pub fn drops(&mut self) -> &mut HashMap<MapData, DropKey, DropCount> {
+        &mut self.drops
+    }
+
+    fn set_endpoint(&mut self, endpoint: &Endpoint) -> Result<(), MapError> {
+        let slot = endpoint.ifindex % abi::ENDPOINT_SLOTS;
+        let holder = self.endpoints.get(&slot, 0)?.ifindex;
+        if holder == 0 || holder == endpoint.ifindex {
+            self.endpoints.set(slot, endpoint, 0)
+        } else {
+            self.endpoints_spill.insert(endpoint.ifindex, endpoint, 0)
+        }
+    }
+
+    fn remove_endpoint(&mut self, ifindex: u32) -> Result<(), MapError> {
+        let slot = ifindex % abi::ENDPOINT_SLOTS;
+        if self.endpoints.get(&slot, 0)?.ifindex == ifindex {
+            return self.endpoints.set(slot, Endpoint::default(), 0);
+        }
+        absent_is_gone(self.endpoints_spill.remove(&ifindex))
+    }
+}
+
+impl Kernel for Maps {
+    fn snapshot(&self) -> Result<Image, DatapathError> {
+        let mut image = Image::default();
+        for entry in self.peers_v4.iter() {
+            let (address, peer) = entry?;
+            image.peers.insert(IpAddr::from(address), peer);
+        }
+        for entry in self.peers_v6.iter() {
+            let (address, peer) = entry?;
+            image.peers.insert(IpAddr::from(address), peer);
+        }
+        for entry in self.prefixes_v4.iter() {
+            let (key, peer) = entry?;
+            image.prefixes.insert(prefix(IpAddr::from(key.data()), key.prefix_len()), peer);
+        }
+        for entry in self.prefixes_v6.iter() {
+            let (key, peer) = entry?;
+            image.prefixes.insert(prefix(IpAddr::from(key.data()), key.prefix_len()), peer);
+        }
+        for entry in self.rules.iter() {
+            let (key, grant) = entry?;
+            image.rules.insert(Rule { key: key.data(), bits: key.prefix_len() }, grant);
+        }
+        for endpoint in self.endpoints.iter() {
+            let endpoint = endpoint?;
+            if endpoint.ifindex != 0 {
+                image.endpoints.insert(endpoint.ifindex, endpoint);
+            }
+        }
+        for entry in self.endpoints_spill.iter() {
+            let (ifindex, endpoint) = entry?;
+            image.endpoints.insert(ifindex, endpoint);
+        }
+        Ok(image)
+    }
+
+    fn apply(&mut self, op: &Op) -> Result<(), DatapathError> {
+        match op {
+            Op::SetRule(Rule { key, bits }, grant) => self.rules.insert(&LpmKey::new(*bits, *key), grant, 0),
+            Op::RemoveRule(Rule { key, bits }) => {
+                absent_is_gone(self.rules.remove(&LpmKey::new(*bits, *key)))
+            }
+            Op::SetPeer(IpAddr::V4(a), peer) => self.peers_v4.insert(a.octets(), peer, 0),
+            Op::SetPeer(IpAddr::V6(a), peer) => self.peers_v6.insert(a.octets(), peer, 0),
+            Op::RemovePeer(IpAddr::V4(a)) => absent_is_gone(self.peers_v4.remove(&a.octets())),
+            Op::RemovePeer(IpAddr::V6(a)) => absent_is_gone(self.peers_v6.remove(&a.octets())),
+            Op::SetPrefix(net, peer) => match net.network() {
+                IpAddr::V4(a) => self.prefixes_v4.insert(&LpmKey::new(net.prefix().into(), a.octets()), peer, 0),
+                IpAddr::V6(a) => self.prefixes_v6.insert(&LpmKey::new(net.prefix().into(), a.octets()), peer, 0),
+            },
+            Op::RemovePrefix(net) => absent_is_gone(match net.network() {
+                IpAddr::V4(a) => self.prefixes_v4.remove(&LpmKey::new(net.prefix().into(), a.octets())),
+                IpAddr::V6(a) => self.prefixes_v6.remove(&LpmKey::new(net.prefix().into(), a.octets())),
+            }),
+            Op::SetEndpoint(endpoint) => self.set_endpoint(endpoint),
+            Op::RemoveEndpoint(ifindex) => self.remove_endpoint(*ifindex),
+        }
+        .map_err(|source| DatapathError::Write { op: format!("{op:?}"), source })
+    }
+}
+
+/// One family's connection table.
+pub struct ConnTable<'a, A>(&'a mut HashMap<MapData, ConnKey<A>, Conn>)
+where
+    ConnKey<A>: aya::Pod;
+
+impl<A> ConnTable<'_, A>
+where
+    ConnKey<A>: aya::Pod,
+{
+    /// Entries as they are while others come and go; one may be missed or seen twice.
+    pub fn entries(&self) -> impl Iterator<Item = (ConnKey<A>, Conn)> {
+        self.0.iter().filter_map(Result::ok)
+    }
+
+    pub fn get(&self, key: &ConnKey<A>) -> Option<Conn> {
+        self.0.get(key, 0).ok()
+    }
+
+    pub fn remove(&mut self, key: &ConnKey<A>) -> Result<(), DatapathError> {
+        absent_is_gone(self.0.remove(key)).map_err(DatapathError::from)
+    }
+}
+
+fn absent_is_gone(result: Result<(), MapError>) -> Result<(), MapError> {
+    match result {
+        Err(MapError::KeyNotFound) => Ok(()),
+        Err(MapError::SyscallError(e)) if e.io_error.kind() == std::io::ErrorKind::NotFound => Ok(()),
+        other => other,
+    }
+}
+
+fn prefix(address: IpAddr, bits: u32) -> IpNetwork {
+    let bits = u8::try_from(bits).expect("the kernel refuses prefixes longer than the key");
+    IpNetwork::new(address, bits).expect("the kernel refuses prefixes longer than the key")
+}
+
+/// The ring buffer, taken separately because the flow task owns it.
+pub fn take_ring(ebpf: &mut Ebpf) -> Result<Map, DatapathError> {
+    ebpf.take_map(names::EVENTS).ok_or(DatapathError::NoSuchMap(names::EVENTS))
+}
+
+/// Names of all maps, as pinned.
+pub const MAP_NAMES: [&str; 15] = [
+    names::ENDPOINTS,
+    names::ENDPOINTS_SPILL,
+    names::PEERS_V4,
+    names::PEERS_V6,
+    names::PREFIXES_V4,
+    names::PREFIXES_V6,
+    names::RULES,
+    names::CONNS_V4,
+    names::CONNS_V6,
+    names::FRAGMENTS,
+    names::DROPS,
+    names::CONFIG,
+    names::EVENTS,
+    names::COUNTERS,
+    names::LOST,
+];
+
+/// Where a map of this name is pinned.
+pub fn map_pin(directory: &Path, name: &str) -> std::path::PathBuf {
+    directory.join("maps").join(name)
+}

@@ -1,0 +1,245 @@
+//! The programs: loaded once, pinned, shared by all pods, attached to each pod's host interface.
+//!
+//! ```text
+//! <bpffs>/v<ABI>/maps/<NAME>             the maps
+//! <bpffs>/v<ABI>/programs/<name>         from_pod, to_pod
+//! <bpffs>/v<ABI>/links/<ifindex>-<name>  TCX links (kernel 6.6+): they hold a program on its interface
+//! ```
+//! While a link's pin exists, its program runs, agent or no agent (fail static). A link dies with its
+//! interface, so on pod removal its pin is left until the interface is gone: unpinning earlier would let a
+//! dying pod talk unguarded.
+
+use std::{
+    fs, io,
+    path::{Path, PathBuf},
+};
+
+use aya::{
+    Ebpf, EbpfLoader,
+    programs::{
+        ProgramError, SchedClassifier, TcAttachType,
+        links::{FdLink, LinkError, LinkOrder, PinnedLink},
+        tc::{SchedClassifierLink, TcAttachOptions},
+    },
+};
+use bulkhead_ebpf::abi::{ABI_VERSION, names};
+
+use super::{DatapathError, kernel::MAP_NAMES};
+
+static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/bulkhead-programs"));
+
+/// Hook of a pod's host interface: program name and side as seen from the host.
+const HOOKS: [(&str, TcAttachType); 2] =
+    [(names::FROM_POD, TcAttachType::Ingress), (names::TO_POD, TcAttachType::Egress)];
+
+/// Map sizes that are settings, in entries.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Capacity {
+    /// Per family.
+    pub connections: u32,
+}
+
+impl Default for Capacity {
+    fn default() -> Self {
+        Self { connections: 1 << 18 }
+    }
+}
+
+fn loader<'a>(capacity: Capacity) -> EbpfLoader<'a> {
+    let mut loader = EbpfLoader::new();
+    loader.map_max_entries(names::CONNS_V4, capacity.connections);
+    loader.map_max_entries(names::CONNS_V6, capacity.connections);
+    loader
+}
+
+/// Programs and maps of their own, pinned nowhere and attached to nothing: for `simulate` and benches.
+pub fn load_private(capacity: Capacity) -> Result<Ebpf, DatapathError> {
+    let mut ebpf = loader(capacity).load(OBJECT)?;
+    for (name, _) in HOOKS {
+        classifier(&mut ebpf, name)?.load()?;
+    }
+    Ok(ebpf)
+}
+
+/// A program of `load_private`'s object.
+pub fn classifier<'a>(ebpf: &'a mut Ebpf, name: &'static str) -> Result<&'a mut SchedClassifier, DatapathError> {
+    let program = ebpf.program_mut(name).ok_or(DatapathError::NoSuchProgram(name))?;
+    Ok(program.try_into()?)
+}
+
+/// What a start found and did; shown in status, so that an operator (and a test) sees that a restart
+/// changed nothing.
+#[derive(Clone, Debug, Default, PartialEq, Eq, serde::Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Adoption {
+    pub maps_adopted: usize,
+    pub maps_created: usize,
+    pub programs_adopted: usize,
+    pub programs_replaced: usize,
+    pub links_adopted: usize,
+    pub links_updated: usize,
+}
+
+pub struct Programs {
+    directory: PathBuf,
+    hooks: [SchedClassifier; 2],
+    pub adoption: Adoption,
+}
+
+impl Programs {
+    /// Takes over the pins under `bpffs`, or makes them. Programs are replaced only if their code differs.
+    pub fn open(bpffs: &Path, capacity: Capacity) -> Result<(Self, Ebpf), DatapathError> {
+        let directory = bpffs.join(format!("v{ABI_VERSION}"));
+        for part in ["maps", "programs", "links"] {
+            let path = directory.join(part);
+            fs::create_dir_all(&path).map_err(|source| DatapathError::Pin { path, source })?;
+        }
+        let mut adoption = Adoption::default();
+        let mut loader = loader(capacity);
+        for name in MAP_NAMES {
+            let path = directory.join("maps").join(name);
+            *if path.exists() { &mut adoption.maps_adopted } else { &mut adoption.maps_created } += 1;
+            loader.map_pin_path(name, path);
+        }
+        let mut ebpf = loader.load(OBJECT)?;
+        let mut hooks = Vec::new();
+        for (name, _) in HOOKS {
+            let path = directory.join("programs").join(name);
+            let fresh = classifier(&mut ebpf, name)?;
+            fresh.load()?;
+            let pinned = SchedClassifier::from_pin(&path).ok();
+            let same_code = |pinned: &SchedClassifier| {
+                Ok::<_, ProgramError>(pinned.info()?.tag() == fresh.info()?.tag())
+            };
+            match pinned {
+                Some(pinned) if same_code(&pinned)? => {
+                    adoption.programs_adopted += 1;
+                    hooks.push(pinned);
+                }
+                _ => {
+                    adoption.programs_replaced += 1;
+                    hooks.push(replace_pin(fresh, &path)?);
+                }
+            }
+        }
+        let hooks = <[_; 2]>::try_from(hooks).ok().expect("two hooks, two programs");
+        let mut programs = Self { directory, hooks, adoption };
+        if programs.adoption.programs_replaced > 0 {
+            programs.update_links()?;
+        }
+        Ok((programs, ebpf))
+    }
+
+    /// Puts both programs on the interface and pins their links; what is in place already stays.
+    pub fn attach(&mut self, ifname: &str, ifindex: u32) -> Result<(), DatapathError> {
+        for (program, (name, side)) in self.hooks.iter_mut().zip(HOOKS) {
+            let path = self.directory.join("links").join(format!("{ifindex}-{name}"));
+            let wanted = program.info()?.id();
+            let (_, running) = SchedClassifier::query_tcx(ifname, side)?;
+            if path.exists() && running.iter().any(|info| info.id() == wanted) {
+                self.adoption.links_adopted += 1;
+                continue;
+            }
+            remove_pin(&path)?; // of an interface that had this index before
+            // First in line: a program of somebody else must not pass packets on unseen.
+            let options = TcAttachOptions::TcxOrder(LinkOrder::first());
+            let id = program.attach_with_options(ifname, side, options)?;
+            let link: FdLink = program.take_link(id)?.try_into()?;
+            link.pin(&path).map_err(|source| DatapathError::PinLink { path, source })?;
+        }
+        Ok(())
+    }
+
+    /// Are both programs running on the interface?
+    pub fn attached(&self, ifname: &str) -> Result<bool, DatapathError> {
+        for (program, (_, side)) in self.hooks.iter().zip(HOOKS) {
+            let wanted = program.info()?.id();
+            let (_, running) = SchedClassifier::query_tcx(ifname, side)?;
+            if !running.iter().any(|info| info.id() == wanted) {
+                return Ok(false);
+            }
+        }
+        Ok(true)
+    }
+
+    /// Removes the pins of links whose interface is gone; returns how many.
+    pub fn sweep_links(&self, exists: impl Fn(u32) -> bool) -> Result<usize, DatapathError> {
+        let mut swept = 0;
+        for (path, ifindex, _) in self.links()? {
+            if !exists(ifindex) {
+                remove_pin(&path)?;
+                swept += 1;
+            }
+        }
+        Ok(swept)
+    }
+
+    /// Swaps the code of every link in one step each: no packet meets neither or both.
+    fn update_links(&mut self) -> Result<(), DatapathError> {
+        for (path, _, hook) in self.links()? {
+            let link = match PinnedLink::from_pin(&path) {
+                Ok(link) => FdLink::from(link),
+                Err(error) => {
+                    tracing::warn!(path = %path.display(), %error, "link pin cannot be opened");
+                    continue;
+                }
+            };
+            let program = &mut self.hooks[hook];
+            match SchedClassifierLink::try_from(link).map_err(DatapathError::from).and_then(|link| {
+                let id = program.attach_to_link(link)?;
+                Ok(FdLink::try_from(program.take_link(id)?)?)
+            }) {
+                // The pin still holds the link; only this handle goes.
+                Ok(link) => drop(link),
+                // A link whose interface is gone cannot be updated; the sweep removes its pin.
+                Err(error) => {
+                    tracing::debug!(path = %path.display(), %error, "link not updated");
+                    continue;
+                }
+            }
+            self.adoption.links_updated += 1;
+        }
+        Ok(())
+    }
+
+    /// Path, interface index and hook of every link pin.
+    fn links(&self) -> Result<Vec<(PathBuf, u32, usize)>, DatapathError> {
+        let directory = self.directory.join("links");
+        let pin_error = |source| DatapathError::Pin { path: directory.clone(), source };
+        let mut links = Vec::new();
+        for entry in fs::read_dir(&directory).map_err(pin_error)? {
+            let path = entry.map_err(pin_error)?.path();
+            let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
+            let Some((ifindex, hook)) = name.split_once('-') else { continue };
+            let Some(hook) = HOOKS.iter().position(|(name, _)| *name == hook) else { continue };
+            if let Ok(ifindex) = ifindex.parse() {
+                links.push((path, ifindex, hook));
+            }
+        }
+        Ok(links)
+    }
+}
+
+/// Pins under another name first and renames over the old pin, so that there is always one.
+fn replace_pin(program: &mut SchedClassifier, path: &Path) -> Result<SchedClassifier, DatapathError> {
+    let next = path.with_extension("next");
+    remove_pin(&next)?;
+    program.pin(&next).map_err(|source| DatapathError::PinLink { path: next.clone(), source })?;
+    fs::rename(&next, path).map_err(|source| DatapathError::Pin { path: path.into(), source })?;
+    Ok(SchedClassifier::from_pin(path)?)
+}
+
+fn remove_pin(path: &Path) -> Result<(), DatapathError> {
+    match fs::remove_file(path) {
+        Err(source) if source.kind() != io::ErrorKind::NotFound => {
+            Err(DatapathError::Pin { path: path.into(), source })
+        }
+        _ => Ok(()),
+    }
+}
+
+impl From<LinkError> for DatapathError {
+    fn from(error: LinkError) -> Self {
+        Self::Link(error)
+    }
+}

@@ -1,0 +1,239 @@
+//! The way from what the kernel holds to what it must hold, as a list of writes of which every prefix is safe.
+//!
+//! ```text
+//! scope = old ∪ new:  rules of old and new rule sets ─▶ addresses ─▶ endpoints (rule set, then generation)
+//! scope = new:        rules of the rule sets in force ─▶ addresses
+//! ```
+//! A rule is written before any address or endpoint can lead to it, and an address means the same to the
+//! rule set in force before and after it moves: the scope that both rule sets share sees to that. So a packet
+//! is judged by the whole old policy or by the whole new one, and if a write fails the plan stops there: every
+//! endpoint keeps its last complete rule set (semantics 42).
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    net::IpAddr,
+    sync::Arc,
+};
+
+use bulkhead_ebpf::abi::{self, Endpoint, PolicyWord, RuleKey};
+use ipnetwork::IpNetwork;
+
+use super::{
+    image::{Image, Op, Rule},
+    numbers::Numbers,
+};
+use crate::{
+    cluster::object::Key,
+    policy::model::{
+        BlockSet, Compiled, Direction, EntryKey, Identity, PeerInfo, PortMatch, RulePeer, Scope, Tenancy,
+    },
+};
+
+/// An interface to be enforced: what is known of a pod besides its policy.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Local {
+    pub id: u32,
+    pub ifindex: u32,
+    /// `None`: only its record is known, which then stays as it is (its state file was lost).
+    pub pod: Option<Key>,
+    pub mac: [u8; 6],
+    /// At most one per family.
+    pub addresses: BTreeSet<IpAddr>,
+    /// The pod ran before bulkhead did.
+    pub adopted: bool,
+}
+
+/// Writes to carry out in order.
+#[derive(Debug)]
+pub struct Plan {
+    pub ops: Vec<Op>,
+    /// Becomes the scope in force when every write has succeeded.
+    pub scope: Scope,
+}
+
+/// `compile` is the policy compiler over the index as it is now; `scope` the scope of the policies in it.
+pub fn plan(
+    numbers: &mut Numbers,
+    actual: &Image,
+    compile: impl Fn(&Scope) -> Compiled,
+    scope: Scope,
+    locals: &BTreeMap<u32, Local>,
+) -> Plan {
+    let both = numbers.scope.clone().union(&scope);
+    numbers.set_scope(both.clone());
+    let mut draft = Draft { numbers, image: actual.clone(), ops: Vec::new() };
+
+    let compiled = compile(&both);
+    let wanted = draft.rule_sets_of(&compiled, locals);
+    let in_force = draft.rule_sets_in_force();
+    draft.write_rules(&compiled, in_force.union(&wanted));
+    let moved = draft.move_addresses(&compiled);
+    draft.switch_endpoints(&compiled, locals, moved);
+
+    if both != scope {
+        let settled = compile(&scope);
+        draft.write_rules(&settled, wanted.iter());
+        draft.move_addresses(&settled);
+        draft.switch_endpoints(&settled, locals, false);
+    }
+    Plan { ops: draft.ops, scope }
+}
+
+/// Rules that nothing in force can reach any more: removed a while after the plan, when no packet that
+/// looked up an old identity can still be under way.
+pub fn stale_rules(numbers: &mut Numbers, image: &Image, compiled: &Compiled) -> Vec<Op> {
+    let mut draft = Draft { numbers, image: image.clone(), ops: Vec::new() };
+    let in_force = draft.rule_sets_in_force();
+    let desired = draft.rules(compiled, in_force.iter());
+    image.stale_rules(&desired)
+}
+
+struct Draft<'a> {
+    numbers: &'a mut Numbers,
+    image: Image,
+    ops: Vec<Op>,
+}
+
+impl Draft<'_> {
+    fn push(&mut self, ops: Vec<Op>) {
+        for op in &ops {
+            self.image.apply(*op);
+        }
+        self.ops.extend(ops);
+    }
+
+    fn rule_sets_of(&mut self, compiled: &Compiled, locals: &BTreeMap<u32, Local>) -> BTreeSet<u32> {
+        let pods = locals.values().filter_map(|local| local.pod.as_ref().and_then(|pod| compiled.endpoints.get(pod)));
+        pods.map(|endpoint| self.numbers.rule_sets.number(&endpoint.rules)).collect()
+    }
+
+    fn rule_sets_in_force(&self) -> BTreeSet<u32> {
+        self.image.endpoints.values().map(|endpoint| endpoint.policy.rule_set()).collect()
+    }
+
+    fn write_rules<'s>(&mut self, compiled: &Compiled, rule_sets: impl Iterator<Item = &'s u32>) {
+        let desired = self.rules(compiled, rule_sets);
+        let missing = self.image.missing_rules(&desired);
+        self.push(missing);
+    }
+
+    fn rules<'s>(
+        &mut self,
+        compiled: &Compiled,
+        rule_sets: impl Iterator<Item = &'s u32>,
+    ) -> BTreeMap<Rule, u32> {
+        let (identities, block_sets) = classes(compiled);
+        let mut rules = BTreeMap::new();
+        for number in rule_sets {
+            // A number without a meaning is a rule set of a lost state file: it stays as it is until replaced.
+            let Some(rule_set) = self.numbers.rule_sets.value(*number).map(Arc::clone) else { continue };
+            for (entry, grant) in rule_set.entries(identities.iter().copied(), block_sets.iter().copied()) {
+                let rule = self.rule(*number, &entry);
+                rules.insert(rule, self.numbers.grants.number(&grant));
+            }
+        }
+        rules
+    }
+
+    fn rule(&mut self, rule_set: u32, entry: &EntryKey) -> Rule {
+        let peer = match &entry.peer {
+            RulePeer::Any => abi::PEER_ANY,
+            RulePeer::Identity(identity) => self.numbers.identity(identity),
+            RulePeer::Blocks(blocks) => self.numbers.blocks(blocks),
+        };
+        let direction = match entry.direction {
+            Direction::Ingress => abi::INGRESS,
+            Direction::Egress => abi::EGRESS,
+        } + if entry.door { abi::DOOR } else { 0 };
+        let (protocol, port, bits) = match entry.ports {
+            PortMatch::All => (0, 0, abi::RULE_BITS_ALL),
+            PortMatch::Protocol(protocol) => (protocol, 0, abi::RULE_BITS_PROTOCOL),
+            PortMatch::Prefix { protocol, port, bits } => {
+                (protocol, port, abi::RULE_BITS_PROTOCOL + u32::from(bits))
+            }
+        };
+        Rule { key: RuleKey { rule_set, peer, direction, protocol, port_be: port.to_be_bytes() }, bits }
+    }
+
+    /// Tells whether any address changed its meaning or its number.
+    fn move_addresses(&mut self, compiled: &Compiled) -> bool {
+        let peers: BTreeMap<IpAddr, _> = compiled.peers.iter().map(|(a, info)| (*a, self.peer(info))).collect();
+        let prefixes: BTreeMap<IpNetwork, _> =
+            compiled.prefixes.iter().map(|(p, info)| (*p, self.peer(info))).collect();
+        let moves = self.image.moved_addresses(&peers, &prefixes);
+        let moved = !moves.is_empty();
+        self.push(moves);
+        moved
+    }
+
+    fn peer(&mut self, info: &PeerInfo) -> abi::Peer {
+        abi::Peer {
+            identity: self.numbers.identity(&info.identity),
+            blocks: self.numbers.blocks(&info.blocks),
+            tenant: self.numbers.tenant(&info.tenant),
+            pad: 0,
+        }
+    }
+
+    /// `moved`: connections must be judged again, because an address is not what it was.
+    fn switch_endpoints(&mut self, compiled: &Compiled, locals: &BTreeMap<u32, Local>, moved: bool) {
+        let gone = self.image.endpoints.keys().filter(|i| !locals.contains_key(i));
+        let gone = gone.map(|ifindex| Op::RemoveEndpoint(*ifindex)).collect();
+        self.push(gone);
+        for local in locals.values() {
+            let actual = self.image.endpoints.get(&local.ifindex).copied().filter(|e| e.id == local.id);
+            let mut desired = self.endpoint(local, compiled, actual);
+            if !moved && actual == Some(desired) {
+                continue;
+            }
+            if actual.is_some_and(|actual| actual != desired) {
+                // New rules under the old generation first: never old rules under the new one.
+                self.push(vec![Op::SetEndpoint(desired)]);
+            }
+            if !moved && actual.is_some_and(|actual| Endpoint { identity: desired.identity, ..actual } == desired) {
+                continue; // the pod's own number is for the flow log: no verdict depends on it
+            }
+            desired.policy = PolicyWord::new(desired.policy.rule_set(), self.numbers.next_generation());
+            self.push(vec![Op::SetEndpoint(desired)]);
+        }
+    }
+
+    /// The record, still under its present generation.
+    fn endpoint(&mut self, local: &Local, compiled: &Compiled, actual: Option<Endpoint>) -> Endpoint {
+        let generation = actual.map_or(0, |actual| actual.policy.generation());
+        let mut endpoint = Endpoint {
+            ifindex: local.ifindex,
+            id: local.id,
+            mac: local.mac,
+            flags: if local.adopted { abi::ENDPOINT_ADOPTED } else { 0 },
+            ..Endpoint::default()
+        };
+        for address in &local.addresses {
+            match address {
+                IpAddr::V4(v4) => endpoint.ipv4 = v4.octets(),
+                IpAddr::V6(v6) => endpoint.ipv6 = v6.octets(),
+            }
+        }
+        if let Some(policy) = local.pod.as_ref().and_then(|pod| compiled.endpoints.get(pod)) {
+            let rule_set = self.numbers.rule_sets.number(&policy.rules);
+            endpoint.policy = PolicyWord::new(rule_set, generation);
+            endpoint.identity = self.numbers.identity(&policy.identity);
+            let tenancy = policy.tenant.clone().map_or(Tenancy::Shared, Tenancy::Tenant);
+            endpoint.tenant = self.numbers.tenant(&tenancy);
+        } else if let Some(actual) = actual {
+            // The pod has left the index but not the node: what was enforced stays (fail static).
+            (endpoint.policy, endpoint.identity, endpoint.tenant) = (actual.policy, actual.identity, actual.tenant);
+        } else {
+            // Unknown to the index: rule set 0 admits nothing (fail closed).
+            endpoint.policy = PolicyWord::new(0, generation);
+        }
+        endpoint
+    }
+}
+
+/// Every identity and block set that an address can have.
+fn classes(compiled: &Compiled) -> (BTreeSet<&Arc<Identity>>, BTreeSet<&Arc<BlockSet>>) {
+    let infos = || compiled.peers.values().chain(compiled.prefixes.values());
+    let subjects = compiled.endpoints.values().map(|endpoint| &endpoint.identity);
+    (infos().map(|i| &i.identity).chain(subjects).collect(), infos().map(|i| &i.blocks).collect())
+}

@@ -1,0 +1,119 @@
+//! Endpoints over a restart: one JSON file each, so that a broken one takes no other with it.
+
+use std::{
+    fs, io,
+    io::Write,
+    os::unix::fs::{DirBuilderExt, OpenOptionsExt},
+    path::{Path, PathBuf},
+};
+
+use bulkhead_cni::protocol::AttachmentId;
+use sha2::{Digest, Sha256};
+
+use super::Endpoint;
+
+#[derive(Debug, thiserror::Error)]
+pub enum StoreError {
+    #[error("cannot use {path}")]
+    Io { path: PathBuf, source: io::Error },
+    #[error("{path} is not an endpoint")]
+    Decode { path: PathBuf, source: serde_json::Error },
+}
+
+/// A directory of endpoints.
+#[derive(Debug)]
+pub struct Store {
+    directory: PathBuf,
+}
+
+impl Store {
+    /// Makes the directory (mode 0700) if it is missing.
+    pub fn open(directory: &Path) -> Result<Self, StoreError> {
+        make_private_directory(directory)
+            .map_err(|source| StoreError::Io { path: directory.into(), source })?;
+        Ok(Self { directory: directory.into() })
+    }
+
+    /// What can be read, and what cannot.
+    pub fn load(&self) -> Result<(Vec<Endpoint>, Vec<StoreError>), StoreError> {
+        let io_error = |source| StoreError::Io { path: self.directory.clone(), source };
+        let (mut endpoints, mut errors) = (Vec::new(), Vec::new());
+        for entry in fs::read_dir(&self.directory).map_err(io_error)? {
+            let path = entry.map_err(io_error)?.path();
+            if path.extension().is_none_or(|e| e != "json") {
+                continue;
+            }
+            match read(&path) {
+                Ok(endpoint) => endpoints.push(endpoint),
+                Err(error) => errors.push(error),
+            }
+        }
+        Ok((endpoints, errors))
+    }
+
+    pub fn save(&self, endpoint: &Endpoint) -> Result<(), StoreError> {
+        let path = self.path(&endpoint.attachment);
+        let text = serde_json::to_vec(endpoint).expect("an endpoint is plain data");
+        write_atomically(&path, &text).map_err(|source| StoreError::Io { path, source })
+    }
+
+    /// No error if it is not there.
+    pub fn remove(&self, attachment: &AttachmentId) -> Result<(), StoreError> {
+        let path = self.path(attachment);
+        match fs::remove_file(&path) {
+            Err(source) if source.kind() != io::ErrorKind::NotFound => Err(StoreError::Io { path, source }),
+            _ => Ok(()),
+        }
+    }
+
+    /// Names come from outside; a digest cannot leave the directory.
+    fn path(&self, attachment: &AttachmentId) -> PathBuf {
+        let digest = Sha256::digest(format!("{}\0{}", attachment.container, attachment.ifname));
+        let name: String = digest.iter().take(16).map(|byte| format!("{byte:02x}")).collect();
+        self.directory.join(name).with_extension("json")
+    }
+}
+
+fn read(path: &Path) -> Result<Endpoint, StoreError> {
+    let text = fs::read(path).map_err(|source| StoreError::Io { path: path.into(), source })?;
+    serde_json::from_slice(&text).map_err(|source| StoreError::Decode { path: path.into(), source })
+}
+
+/// Makes a directory that only root can enter, and its parents.
+pub fn make_private_directory(path: &Path) -> io::Result<()> {
+    fs::DirBuilder::new().recursive(true).mode(0o700).create(path)
+}
+
+/// A reader sees the old content or the new, never a part.
+pub fn write_atomically(path: &Path, content: &[u8]) -> io::Result<()> {
+    let next = path.with_extension("next");
+    let mut options = fs::OpenOptions::new();
+    let mut file = options.write(true).create(true).truncate(true).mode(0o600).open(&next)?;
+    file.write_all(content)?;
+    fs::rename(&next, path)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::endpoint::tests::endpoint;
+
+    #[test]
+    fn endpoints_come_back_and_a_broken_file_takes_no_other_with_it() {
+        let directory = tempfile::tempdir().expect("tempdir");
+        let store = Store::open(directory.path()).expect("opened");
+        let (first, second) = (endpoint("a", 4), endpoint("../../b", 5));
+        store.save(&first).expect("saved");
+        store.save(&second).expect("saved");
+        fs::write(directory.path().join("broken.json"), "{").expect("written");
+
+        let (mut endpoints, errors) = store.load().expect("loaded");
+        endpoints.sort_by_key(|e| e.id);
+        assert_eq!(endpoints, [first.clone(), second]);
+        assert!(errors[0].to_string().contains("broken.json"), "{errors:?}");
+
+        store.remove(&first.attachment).expect("removed");
+        store.remove(&first.attachment).expect("removing twice is no error");
+        assert_eq!(store.load().expect("loaded").0.len(), 1);
+    }
+}

@@ -157,12 +157,9 @@ impl Caller {
         followers: &Semaphore,
     ) -> Result<(), Gone> {
         let follow = query.follow;
-        let _permit = match follow.then(|| followers.try_acquire()).transpose() {
-            Ok(permit) => permit,
-            Err(_) => {
-                let why = format!("{} callers follow flows already", self.limits.followers);
-                return self.send(&Answer::Error(why)).await;
-            }
+        let Ok(_permit) = follow.then(|| followers.try_acquire()).transpose() else {
+            let why = format!("{} callers follow flows already", self.limits.followers);
+            return self.send(&Answer::Error(why)).await;
         };
         match handler.flows(query).await {
             Ok(records) => self.records(records, follow).await,
@@ -178,7 +175,7 @@ impl Caller {
                     None => return self.send(&Answer::End).await,
                 },
                 // Without new records nothing would ever tell that the caller has left. Whatever it sends means the
-                // same: it is done with this answer.
+                // same.
                 _ = self.lines.next(), if follow => return Err(Gone::Idle),
             }
         }

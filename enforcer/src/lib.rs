@@ -5,6 +5,7 @@
 //!                        ▲           │
 //!                    endpoint      flow ─▶ exporters
 //! ```
+pub mod cli;
 pub mod cluster;
 pub mod policy;
 pub mod source;

@@ -5,9 +5,12 @@
 //!                        ▲           │
 //!                    endpoint      flow ─▶ exporters
 //! ```
+pub mod agent;
 pub mod api;
+pub mod cli;
 pub mod cluster;
 pub mod datapath;
 pub mod endpoint;
+pub mod flow;
 pub mod policy;
 pub mod source;

@@ -4,7 +4,7 @@ use std::{collections::BTreeSet, net::IpAddr};
 
 use ipnetwork::IpNetwork;
 use serde::Deserialize;
-use serde_json::Value;
+use serde_json::{Map, Value};
 
 use super::{
     fields::{At, Fault, Fields, or_note},
@@ -17,6 +17,7 @@ use crate::cluster::object::{
 /// Reads the `spec` of `root`. Each fault becomes a defect of the policy; `faults` may already hold what was
 /// wrong with its metadata.
 pub(super) fn read(root: &Fields, key: Key, labels: Labels, faults: &mut Vec<Fault>) -> NetworkPolicy {
+    let nothing = &Map::new();
     let mut policy = NetworkPolicy {
         key,
         labels,
@@ -25,29 +26,28 @@ pub(super) fn read(root: &Fields, key: Key, labels: Labels, faults: &mut Vec<Fau
         egress: Some(Vec::new()),
         defects: Vec::new(),
     };
-    faults.extend(root.unknown(&["apiVersion", "kind", "metadata", "spec", "status"]));
-    let spec = match root.get("spec").map(|at| at.object()).transpose() {
-        Ok(Some(spec)) => Some(spec),
-        Ok(None) => {
-            // As the API server reads it: every pod of the namespace, ingress.
-            policy.egress = None;
-            None
-        }
-        Err(fault) => {
-            faults.push(fault);
-            None
-        }
+    let mut unknown = root.unknown(&["apiVersion", "kind", "metadata", "spec", "status"]);
+    let spec = match root.get("spec") {
+        // As the API server reads it: every pod of the namespace, ingress.
+        None => Some(Fields { map: nothing, path: root.path.key("spec") }),
+        Some(at) => or_note(at.object(), faults),
     };
     if let Some(spec) = spec {
         policy.subjects = subjects(&spec, faults);
-        let unknown = spec.unknown(&["podSelector", "policyTypes", "ingress", "egress"]);
-        let directions = directions(&spec, unknown.is_empty(), faults);
-        faults.extend(unknown);
-        let (ingress, egress) =
-            (rules(&spec, "ingress", "from", faults), rules(&spec, "egress", "to", faults));
+        unknown.extend(spec.unknown(&["podSelector", "policyTypes", "ingress", "egress"]));
+        // An unknown field may be a mistyped direction, or peers that slipped out of their rule, which
+        // without them would admit anyone.
+        let all_known = unknown.is_empty();
+        let directions = directions(&spec, all_known, faults);
+        let mut rules = |direction, peers| {
+            let rules = rules(&spec, direction, peers, faults);
+            if all_known { rules } else { Vec::new() }
+        };
+        let (ingress, egress) = (rules("ingress", "from"), rules("egress", "to"));
         policy.ingress = directions.ingress.then_some(ingress);
         policy.egress = directions.egress.then_some(egress);
     }
+    faults.extend(unknown);
     policy.defects = faults.iter().map(describe).collect();
     policy
 }

@@ -150,12 +150,15 @@ impl Document<'_> {
     }
 }
 
-/// Drops the parser's own " at line 3 column 5": it counts from the document's start, not the file's.
+/// Drops the parser's own " at line 3 column 5": they count from the document's start, not the file's.
 fn without_position(message: &str) -> String {
-    match message.find(" at line ") {
-        Some(end) => message[..end].to_owned(),
-        None => message.to_owned(),
-    }
+    let mut parts = message.split(" at line ");
+    let first = parts.next().unwrap_or_default().to_owned();
+    parts.fold(first, |text, part| {
+        let said = part.trim_start_matches(|c: char| c.is_ascii_digit());
+        let said = said.strip_prefix(" column ").unwrap_or(said);
+        text + said.trim_start_matches(|c: char| c.is_ascii_digit())
+    })
 }
 
 /// Way to a field inside a document; prints as the way inside its object.

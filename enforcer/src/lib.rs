@@ -5,5 +5,7 @@
 //!                        ▲           │
 //!                    endpoint      flow ─▶ exporters
 //! ```
+pub mod cli;
 pub mod cluster;
+pub mod flow;
 pub mod policy;

@@ -1,0 +1,2 @@
+//! How people ask: one file per subcommand.
+pub mod flows;

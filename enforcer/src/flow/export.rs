@@ -84,7 +84,7 @@ impl Exporter {
         }
     }
 
-    fn to_sink(
+    pub(super) fn to_sink(
         sink: impl Sink,
         node_name: &str,
         counters: &Arc<Counters>,

@@ -19,6 +19,8 @@ pub mod record;
 mod render;
 pub mod ring;
 mod rotate;
+#[cfg(test)]
+mod tests;
 
 use std::{
     io,

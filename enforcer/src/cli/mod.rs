@@ -1,2 +1,4 @@
 //! How people ask: one file per subcommand.
+pub mod flows;
 pub mod simulate;
+pub mod status;

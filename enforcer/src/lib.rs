@@ -5,5 +5,6 @@
 //!                        ▲           │
 //!                    endpoint      flow ─▶ exporters
 //! ```
+pub mod api;
 pub mod cluster;
 pub mod policy;

@@ -8,3 +8,4 @@
 pub mod api;
 pub mod cluster;
 pub mod policy;
+pub mod source;

@@ -1,2 +1,38 @@
 //! What must hold: the pure compiler from the index to identities and rule sets.
+//!
+//! ```text
+//! index ─ scope ─▶ Scope ─ compile ─▶ Compiled ─ RuleSet::entries ─▶ Entries ─ lookup ─▶ verdict
+//! ```
+//! No I/O and no clock: the agent, `bulkhead simulate` and the tests run the same code.
+mod classify;
+pub mod compile;
+mod entries;
+pub mod evaluate;
+pub mod lookup;
 pub mod model;
+mod ports;
+pub mod probe;
+pub mod scope;
+pub mod tenant;
+
+pub use compile::compile;
+pub use evaluate::Simulator;
+pub use probe::{Answer, Probe, ProbeError};
+pub use scope::scope;
+
+/// What the operator decides for the whole agent.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Settings {
+    /// Namespace label whose value is the tenant; `None`: no tenants.
+    pub tenant_label: Option<String>,
+    /// A pod may always reach its own node (semantics 30).
+    pub local_node_egress: bool,
+}
+
+pub const DEFAULT_TENANT_LABEL: &str = "bulkhead.io/tenant";
+
+impl Default for Settings {
+    fn default() -> Self {
+        Self { tenant_label: Some(DEFAULT_TENANT_LABEL.to_owned()), local_node_egress: true }
+    }
+}

@@ -71,17 +71,20 @@ pub struct PodIdentity {
     pub namespace_labels: Labels,
     pub ports: BTreeSet<ContainerPort>,
     pub tenant: Option<String>,
-    /// Tenants that the pod's namespace lets in (`None`: any).
+    /// Tenants that the pod's namespace lets in (`None`: any); nobody's, so empty, without a tenant.
     pub door: Option<BTreeSet<String>>,
 }
 
 /// Which ipBlocks in scope hold an address, and whether it is a known pod's: the class by which
-/// prefix rules are looked up. Empty: none.
+/// prefix rules are looked up, because one pod identity may lie in many blocks. Empty: none.
 #[derive(Clone, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 pub struct BlockSet {
     /// A pod of the pod network: what an all-pods peer (`namespaceSelector: {}`) admits, in one entry.
     pub pod: bool,
     pub blocks: BTreeSet<IpBlock>,
+    /// The pod's container ports named by [`Scope::block_port_names`]: a named port behind an ipBlock, an
+    /// all-pods peer or no peer at all must know block and port together (semantics 19, 24).
+    pub ports: BTreeSet<ContainerPort>,
 }
 
 /// What the policies in force can mention. Identities and block sets are only as fine as their scope; while
@@ -91,7 +94,10 @@ pub struct BlockSet {
 pub struct Scope {
     pub label_keys: BTreeSet<String>,
     pub namespace_label_keys: BTreeSet<String>,
+    /// Named ports that egress rules combine with selectors.
     pub port_names: BTreeSet<String>,
+    /// Named ports that egress rules combine with ipBlocks, all pods or anyone.
+    pub block_port_names: BTreeSet<String>,
     pub blocks: BTreeSet<IpBlock>,
 }
 

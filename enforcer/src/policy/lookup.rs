@@ -1,0 +1,71 @@
+//! What the kernel does with [`Compiled`] and [`Entries`], step by step: the reference for its programs.
+
+use std::{net::IpAddr, sync::Arc};
+
+use super::{
+    classify::{full_length, truncated},
+    model::{
+        BlockSet, Compiled, Direction, EndpointPolicy, Entries, EntryKey, Grant, PeerInfo, PortMatch, RulePeer,
+        Tenancy,
+    },
+};
+
+/// The verdict at one end that is a local pod, for a new connection.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Decision {
+    /// Everything found that admits, most specific peer first; never empty.
+    Allow(Vec<Grant>),
+    /// Policies isolate the pod and no rule admits.
+    NoRule,
+    TenantBoundary,
+}
+
+impl Compiled {
+    /// The exact address, else the longest prefix; `None` only if nothing was compiled.
+    pub fn peer(&self, address: IpAddr) -> Option<&PeerInfo> {
+        let prefix = |length| self.prefixes.get(&truncated(address, length));
+        self.peers.get(&address).or_else(|| (0..=full_length(address)).rev().find_map(prefix))
+    }
+}
+
+impl EndpointPolicy {
+    /// The verdict for a connection with `peer`, to `port` of the destination (0 for protocols without
+    /// ports), `protocol` by its IANA number.
+    pub fn decide(&self, peer: &PeerInfo, direction: Direction, protocol: u8, port: u16) -> Decision {
+        let entries = self.rules.entries([&peer.identity].into_iter(), [&peer.blocks].into_iter());
+        decide(&entries, self.tenant.as_deref(), peer, direction, protocol, port)
+    }
+}
+
+/// As [`EndpointPolicy::decide`], with entries that hold at least the peer's.
+pub fn decide(
+    entries: &Entries,
+    tenant: Option<&str>,
+    peer: &PeerInfo,
+    direction: Direction,
+    protocol: u8,
+    port: u16,
+) -> Decision {
+    let identity = RulePeer::Identity(Arc::clone(&peer.identity));
+    let probe = |peer: &RulePeer, door: bool| {
+        PortMatch::port(protocol, port).widening().find_map(|ports| {
+            entries.get(&EntryKey { direction, door, peer: peer.clone(), ports })
+        })
+    };
+    if is_boundary(tenant, &peer.tenant) && probe(&identity, true).is_none() {
+        return Decision::TenantBoundary;
+    }
+    let blocks = (*peer.blocks != BlockSet::default()).then(|| RulePeer::Blocks(Arc::clone(&peer.blocks)));
+    let peers = [Some(identity), blocks, Some(RulePeer::Any)];
+    let grants: Vec<_> = peers.iter().flatten().filter_map(|peer| probe(peer, false)).cloned().collect();
+    if grants.is_empty() { Decision::NoRule } else { Decision::Allow(grants) }
+}
+
+/// Shared sides have no boundary; an unknown pod is of another tenant than any.
+fn is_boundary(own: Option<&str>, peer: &Tenancy) -> bool {
+    match (own, peer) {
+        (None, _) | (_, Tenancy::Shared) => false,
+        (Some(own), Tenancy::Tenant(theirs)) => own != theirs,
+        (Some(_), Tenancy::Unknown) => true,
+    }
+}

@@ -1,0 +1,62 @@
+//! What the cluster says, as typed changes.
+//!
+//! A source sends one [`Update`] per consistent step; the first one is the complete state. Whoever receives
+//! them needs no knowledge of files or watches.
+
+use std::{collections::BTreeMap, fmt, path::PathBuf};
+
+use serde::{Deserialize, Serialize};
+
+use crate::cluster::object::{Object, ObjectRef};
+
+pub mod manifest;
+
+/// One settled step of the cluster's state: all its changes are to be applied together.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Update {
+    /// At most one per object.
+    pub changes: Vec<Change>,
+    /// Everything that is wrong now, not only what this step added.
+    pub problems: Vec<Problem>,
+    /// Objects of kinds we do not use, by kind; all that there are now.
+    pub ignored: BTreeMap<String, usize>,
+    /// The changes up to here make up a complete state: before that, nothing may be opened or closed.
+    pub synced: bool,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Change {
+    Upsert(Object),
+    Delete(ObjectRef),
+}
+
+/// Something that could not be read or honoured, where it is, and what that does to enforcement.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+pub struct Problem {
+    pub file: PathBuf,
+    /// From 1; 0 when the file as a whole is meant.
+    pub line: usize,
+    /// The object, when its kind and name can be read.
+    pub object: Option<ObjectRef>,
+    /// Path inside the object, such as `spec.ingress[0].ports[1].endPort`.
+    pub field: Option<String>,
+    pub message: String,
+    /// What is in force instead.
+    pub effect: String,
+}
+
+impl fmt::Display for Problem {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}", self.file.display())?;
+        if self.line > 0 {
+            write!(f, ":{}", self.line)?;
+        }
+        if let Some(object) = &self.object {
+            write!(f, ": {object}")?;
+        }
+        if let Some(field) = &self.field {
+            write!(f, ": {field}")?;
+        }
+        write!(f, ": {} ({})", self.message.replace('\n', " "), self.effect)
+    }
+}

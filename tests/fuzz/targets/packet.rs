@@ -1,0 +1,118 @@
+//! The whole packet decision, over a sequence of frames that share connections and fragments.
+//!
+//! Input: records of one control byte, the frame's length (two bytes, little-endian, cut to what is left)
+//! and the frame. Control: bit 0 hook, bits 1 and 2 interface, bit 3 VLAN tag beside the frame, bit 4 the
+//! endpoint's generation moves first, bits 5 to 7 how far the clock moves.
+//!
+//! Whatever the frames are, nothing passes that is unreadable, untruthful or without an allowing rule.
+#![no_main]
+
+use bulkhead_ebpf::{
+    abi::{
+        Config, ENDPOINT_ADOPTED, Endpoint, FIRST_POD_IDENTITY, IDENTITY_HOST, IDENTITY_WORLD, PEER_ANY,
+        Peer, PolicyWord, RULE_BITS_ALL, RULE_BITS_PORT, RuleKey,
+    },
+    decide::{Hook, decide},
+    host::{Frame, Memory},
+    reason::Reason,
+};
+
+/// The pod's rules allow some of what it may send and receive.
+const PARTLY_OPEN: u32 = 10;
+/// Rule set 0: nothing may begin.
+const CLOSED: u32 = 11;
+const ADOPTED: u32 = 12;
+/// An interface without a record.
+const NO_POD: u32 = 13;
+
+fn pod(last: u8, ifindex: u32, rule_set: u32, flags: u16) -> Endpoint {
+    let mut ipv6 = [0xfd, 0, 2, 0x44, 0, 1, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0];
+    ipv6[15] = last;
+    Endpoint {
+        ifindex,
+        id: ifindex,
+        policy: PolicyWord::new(rule_set, 1),
+        ipv6,
+        ipv4: [10, 244, 1, last],
+        mac: [2, 0, 0, 0, 0, last],
+        flags,
+        identity: FIRST_POD_IDENTITY + u32::from(last),
+        ..Endpoint::default()
+    }
+}
+
+fn world() -> Memory {
+    let mut world =
+        Memory { config: Config { tunnel_port_be: 8472u16.to_be_bytes(), pad: [0; 6] }, ..Memory::default() };
+    let pods = [pod(5, PARTLY_OPEN, 1, 0), pod(6, CLOSED, 0, 0), pod(7, ADOPTED, 1, ENDPOINT_ADOPTED)];
+    for pod in pods {
+        let peer = Peer { identity: pod.identity, ..Peer::default() };
+        world.peers_v4.insert(pod.ipv4, peer);
+        world.peers_v6.insert(pod.ipv6, peer);
+        world.endpoints.insert(pod.ifindex, pod);
+    }
+    world.peers_v4.insert([10, 244, 1, 1], Peer { identity: IDENTITY_HOST, ..Peer::default() });
+    world.prefix_v4(0, [0; 4], Peer { identity: IDENTITY_WORLD, ..Peer::default() });
+    world.prefix_v6(0, [0; 16], Peer { identity: IDENTITY_WORLD, ..Peer::default() });
+    for direction in [0, 1] {
+        let from_anyone = RuleKey { rule_set: 1, peer: PEER_ANY, direction, protocol: 6, port_be: [0, 80] };
+        world.allow(RULE_BITS_PORT, from_anyone, 1);
+        let the_node = RuleKey { peer: IDENTITY_HOST, protocol: 0, port_be: [0, 0], ..from_anyone };
+        world.allow(RULE_BITS_ALL, the_node, 2);
+    }
+    world
+}
+
+fn check(frame: &Frame, hook: Hook, pod: Option<&Endpoint>, reason: Reason) {
+    if reason.is_drop() {
+        return;
+    }
+    let pod = pod.expect("an interface without a record passed a packet");
+    assert!(!frame.vlan_tagged);
+    let is_ip = match frame.bytes[12..14] {
+        [0x08, 0x00] => true,
+        [0x86, 0xdd] => reason != Reason::Neighbour,
+        [0x08, 0x06] => false,
+        _ => panic!("an unknown EtherType passed: {reason:?}"),
+    };
+    if !is_ip {
+        assert_eq!(reason, Reason::Neighbour);
+    }
+    if matches!(hook, Hook::FromPod) {
+        assert_eq!(frame.bytes[6..12], pod.mac, "another's MAC address passed: {reason:?}");
+        match frame.bytes[12] {
+            0x08 if is_ip => assert_eq!(frame.bytes[26..30], pod.ipv4, "{reason:?}"),
+            0x86 if is_ip => assert_eq!(frame.bytes[22..38], pod.ipv6, "{reason:?}"),
+            _ => {}
+        }
+    }
+    if pod.ifindex == CLOSED {
+        assert!(matches!(reason, Reason::OwnAddress | Reason::Neighbour), "a closed pod: {reason:?}");
+    }
+}
+
+libfuzzer_sys::fuzz_target!(|input: &[u8]| {
+    let mut world = world();
+    let mut rest = input;
+    let mut decided = 0;
+    while let [control, low, high, tail @ ..] = rest {
+        let (bytes, next) = tail.split_at(tail.len().min(usize::from(u16::from_le_bytes([*low, *high]))));
+        rest = next;
+        let hook = if control & 1 == 0 { Hook::FromPod } else { Hook::ToPod };
+        let ifindex = [PARTLY_OPEN, CLOSED, ADOPTED, NO_POD][usize::from(control >> 1 & 3)];
+        if control & 16 != 0
+            && let Some(pod) = world.endpoints.get_mut(&ifindex)
+        {
+            pod.policy = PolicyWord::new(pod.policy.rule_set(), pod.policy.generation() + 1);
+        }
+        world.now.set(world.now.get() + (u64::from(control >> 5) << 30));
+        let frame = Frame { vlan_tagged: control & 8 != 0, ..Frame::new(bytes, ifindex) };
+        let reason = decide(&frame, &world, hook);
+        check(&frame, hook, world.endpoints.get(&ifindex), reason);
+        decided += 1;
+        assert_eq!(world.counters().values().sum::<u64>(), decided, "one reason per packet");
+    }
+    for event in world.take_events() {
+        assert!(Reason::try_from(event.reason).is_ok(), "{event:?}");
+    }
+});

@@ -1,1 +1,73 @@
-fn main() {}
+//! `bulkhead`: wires the command line to the library.
+
+use std::{
+    io::{self, IsTerminal},
+    process::ExitCode,
+};
+
+use bulkhead::{
+    agent::{self, settings::Settings},
+    cli,
+};
+use clap::{Parser, Subcommand};
+use tracing_subscriber::EnvFilter;
+
+/// NetworkPolicy, tenant isolation and a flow log for flannel clusters.
+#[derive(Parser)]
+#[command(version, arg_required_else_help = true)]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Enforce policy for the pods of this node.
+    Agent(Box<Settings>),
+    /// What the agent of this node enforces, and what it could not honour.
+    Status(cli::status::Args),
+    /// Recent flow records: who talked to whom, and which policy decided.
+    Flows(cli::flows::Args),
+    /// What policy says about connections, from manifests alone.
+    Simulate(cli::simulate::Args),
+}
+
+fn main() -> ExitCode {
+    let command = Cli::parse().command;
+    let runtime = match tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build() {
+        Ok(runtime) => runtime,
+        Err(error) => {
+            eprintln!("bulkhead: cannot start: {error}");
+            return ExitCode::from(2);
+        }
+    };
+    let result = match command {
+        Command::Agent(settings) => {
+            log_to_stderr();
+            runtime.block_on(agent::run(*settings)).map(|()| ExitCode::SUCCESS)
+        }
+        Command::Status(args) => runtime.block_on(cli::status::run(&args, &mut io::stdout())),
+        Command::Flows(args) => {
+            runtime.block_on(cli::flows::run(&args)).map(|()| ExitCode::SUCCESS).map_err(Into::into)
+        }
+        Command::Simulate(args) => cli::simulate::run(&args, &mut io::stdout().lock(), &mut io::stderr()),
+    };
+    result.unwrap_or_else(|error| {
+        // A reader that has seen enough (`| head`) is no failure.
+        if error.downcast_ref::<io::Error>().is_some_and(|e| e.kind() == io::ErrorKind::BrokenPipe) {
+            return ExitCode::SUCCESS;
+        }
+        eprintln!("bulkhead: {error:#}");
+        ExitCode::from(2)
+    })
+}
+
+/// stdout may be the flow log's.
+fn log_to_stderr() {
+    let filter = EnvFilter::try_from_env("BULKHEAD_LOG").unwrap_or_else(|_| EnvFilter::new("info"));
+    tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_writer(io::stderr)
+        .with_ansi(io::stderr().is_terminal())
+        .init();
+}

@@ -21,6 +21,7 @@ use std::{
 
 use anyhow::Context;
 use bulkhead_cni::protocol::{AttachmentId, CniAnswer, CniRequest, Sandbox};
+use serde_json::Value;
 use tokio::{
     signal::unix::{SignalKind, signal},
     sync::{mpsc, oneshot, watch},
@@ -32,13 +33,27 @@ use self::{
     settings::Settings,
     status::Status,
 };
-use crate::{api, flow, source};
+use crate::{
+    api::{self, FlowQuery},
+    flow::{
+        Pipeline,
+        filter::{Filter, Query},
+        names::Names,
+        reader::KernelEvents,
+        record::Line,
+        ring::Follower,
+    },
+    source::manifest::Watcher,
+};
 
 /// How often what nobody tells us is looked at: addresses, idle connections, stale pins.
 const TICK: Duration = Duration::from_secs(2);
 /// How long an ADD waits for its Pod object. The plugin's own deadline (10 s) is longer, so that the
 /// answer, not a timeout, says why.
 const POD_WAIT: Duration = Duration::from_secs(4);
+
+/// Records on their way to one caller of the flow log.
+const FOLLOWER_QUEUE: usize = 256;
 
 /// What the socket asks of the owner task.
 enum Command {
@@ -63,13 +78,15 @@ pub async fn run(settings: Settings) -> anyhow::Result<()> {
     let ring = crate::datapath::kernel::take_ring(&mut ebpf)?;
     drop(ebpf); // maps and programs live on: pinned, and held by `node`
 
-    let (names, names_seen) = watch::channel(Arc::new(node.names(None)));
-    let flows = flow::Pipeline::start(ring, names_seen, &settings.flow, &settings.node_name)?;
+    let (names, names_seen) = watch::channel(Arc::new(Names::default()));
+    let flow_settings = settings.flow.of_node(&settings.node_name);
+    let flows = Pipeline::start(KernelEvents::new(ring)?, names_seen, &flow_settings)?;
     let (updates_in, mut updates) = mpsc::channel(16);
-    let watcher = tokio::spawn(source::manifest::watch(settings.manifests.clone(), updates_in));
+    let watcher = Watcher::start(settings.manifests.clone(), updates_in)?;
     let (commands_in, mut commands) = mpsc::channel(64);
-    let handler = Handler { commands: commands_in, flows: flows.handle() };
-    let _server = api::server::Server::bind(&settings.socket, handler)?;
+    let handler = Handler { commands: commands_in, flows: Arc::clone(&flows.pipeline) };
+    let listener = api::Listener::bind(&settings.socket).await?;
+    let server = tokio::spawn(api::serve(listener, Arc::new(handler), api::Limits::default()));
     tracing::info!(node = settings.node_name, socket = %settings.socket.display(), "agent is up");
 
     let mut terminate = signal(SignalKind::terminate())?;
@@ -80,53 +97,105 @@ pub async fn run(settings: Settings) -> anyhow::Result<()> {
     loop {
         tokio::select! {
             update = updates.recv() => {
-                let Some(update) = update else {
-                    watcher.await?.context("the manifests cannot be watched")?;
-                    anyhow::bail!("the watch on the manifests ended");
-                };
-                node.learn(update);
+                node.learn(update.context("the watch on the manifests ended")?);
                 retry(&mut waiting, &mut node);
             }
-            command = commands.recv() => match command {
-                Some(Command::Cni(CniRequest::Add { attachment, sandbox }, answer)) => {
+            command = commands.recv() => match command.context("the socket's task ended")? {
+                Command::Cni(CniRequest::Add { attachment, sandbox }, answer) => {
                     waiting.push(Waiting { attachment, sandbox, since: Instant::now(), answer });
                     retry(&mut waiting, &mut node);
                 }
-                Some(Command::Cni(request, answer)) => {
+                Command::Cni(request, answer) => {
                     if let CniRequest::Del { attachment } = &request {
                         waiting.retain(|add| add.attachment != *attachment);
                     }
                     let _ = answer.send(node.answer(request)); // the client may have gone
                 }
-                Some(Command::Status(answer)) => {
-                    let mut status = Status::of(&node);
-                    status.node.clone_from(&settings.node_name);
+                Command::Status(answer) => {
+                    let mut status = Status::of(&node, &settings);
                     status.uptime_seconds = started.elapsed().as_secs();
-                    status.source.kind = "manifests".to_owned();
-                    status.source.path = settings.manifests.display().to_string();
-                    status.chain = status::Chain::read(&settings.cni_conf_dir);
-                    status.flows = flows.status();
+                    status.flows = status::Flows::of(flows.pipeline.counters());
                     let _ = answer.send(status);
                 }
-                None => anyhow::bail!("the socket's task ended"),
             },
             _ = clock.tick() => {
                 node.tick();
                 retry(&mut waiting, &mut node);
-                for record in node.sweep_connections() {
-                    flows.report(record);
-                }
+                node.sweep_connections(&flows.pipeline);
             }
             _ = terminate.recv() => break,
             _ = interrupt.recv() => break,
         }
-        let next = node.names(Some(&names.borrow()));
-        names.send_replace(Arc::new(next));
+        if node.take_renamed() {
+            let next = node.names(&names.borrow(), |object| watcher.origin(object));
+            names.send_replace(Arc::new(next));
+        }
     }
     tracing::info!("agent stops; the node keeps enforcing");
-    watcher.abort();
+    server.abort();
+    let _ = std::fs::remove_file(&settings.socket); // a plugin then knows at once that nobody is there
+    drop(updates); // ends the watcher's thread
     flows.stop().await;
     Ok(())
+}
+
+/// The socket's side: asks the owner task, or the flow log directly.
+struct Handler {
+    commands: mpsc::Sender<Command>,
+    flows: Arc<Pipeline>,
+}
+
+impl api::Handler for Handler {
+    async fn cni(&self, request: CniRequest) -> CniAnswer {
+        let (answer, answered) = oneshot::channel();
+        let stopping = || CniAnswer::TryAgain { message: "the agent is stopping".to_owned() };
+        if self.commands.send(Command::Cni(request, answer)).await.is_err() {
+            return stopping();
+        }
+        answered.await.unwrap_or_else(|_| stopping())
+    }
+
+    async fn status(&self) -> Value {
+        let (answer, answered) = oneshot::channel();
+        if self.commands.send(Command::Status(answer)).await.is_err() {
+            return Value::Null;
+        }
+        answered.await.map_or(Value::Null, |status| serde_json::to_value(status).unwrap_or_default())
+    }
+
+    async fn flows(&self, query: FlowQuery) -> Result<mpsc::Receiver<Value>, String> {
+        let filter = match query.filter {
+            Value::Null => Filter::default(),
+            filter => serde_json::from_value(filter).map_err(|error| format!("filter: {error}"))?,
+        };
+        let last = query.last.unwrap_or(usize::MAX);
+        let (lines, follower) = self.flows.ring().answer(Query { filter, last, follow: query.follow });
+        let (records, received) = mpsc::channel(FOLLOWER_QUEUE);
+        tokio::spawn(send_records(lines, follower, records));
+        Ok(received)
+    }
+}
+
+/// What is there, then what comes. A caller who reads slowly holds up its own follower, which then says how
+/// many records it missed.
+async fn send_records(lines: Vec<Line>, follower: Option<Follower>, records: mpsc::Sender<Value>) {
+    let json = |line: &Line| serde_json::to_value(line).unwrap_or_default();
+    for line in &lines {
+        if records.send(json(line)).await.is_err() {
+            return;
+        }
+    }
+    let Some(mut follower) = follower else { return };
+    loop {
+        let line = tokio::select! {
+            line = follower.next() => line,
+            () = records.closed() => return,
+        };
+        let Some(line) = line else { return };
+        if records.send(json(&line)).await.is_err() {
+            return;
+        }
+    }
 }
 
 /// Answers the ADDs that can be answered by now.

@@ -45,6 +45,10 @@ pub struct Node {
     /// Kernel records of a state file that was lost, by interface; kept as they are.
     orphans: BTreeMap<u32, Local>,
     tidy_at: Option<Instant>,
+    /// The flow log's names are not what they were.
+    renamed: bool,
+    /// Events lost in the kernel, as last reported.
+    pub(super) lost_events: u64,
 }
 
 /// What the source said last.
@@ -104,6 +108,8 @@ impl Node {
             store,
             orphans: BTreeMap::new(),
             tidy_at: None,
+            renamed: true,
+            lost_events: 0,
         };
         for endpoint in stored {
             node.adopt(endpoint)?;
@@ -165,6 +171,7 @@ impl Node {
 
     /// Brings the kernel to the index. An error is kept for status and tried again at the next tick.
     fn enforce(&mut self) {
+        self.renamed = true;
         if !self.source.synced {
             return; // half a list must neither open nor close anything
         }
@@ -196,6 +203,11 @@ impl Node {
         self.compiled = compile(&scope);
         self.health.updates += 1;
         self.tables.update(compile, scope, &locals)
+    }
+
+    /// Have names changed since the last call?
+    pub fn take_renamed(&mut self) -> bool {
+        std::mem::take(&mut self.renamed)
     }
 
     /// ADD: returns when programs and rules are in the kernel. Undoes what it did when it cannot.

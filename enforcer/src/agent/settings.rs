@@ -4,7 +4,10 @@ use std::path::PathBuf;
 
 use clap::{Args, ValueEnum};
 
-use crate::policy;
+use crate::{
+    flow::{self, export::{FileSettings, Target}},
+    policy,
+};
 
 /// Everything has a default except where the cluster's objects come from.
 #[derive(Clone, Debug, Args)]
@@ -28,7 +31,7 @@ pub struct Settings {
     #[arg(long, env = "BULKHEAD_CNI_CONF_DIR", value_name = "DIR", default_value = "/etc/cni/net.d")]
     pub cni_conf_dir: PathBuf,
     #[command(flatten)]
-    pub flow: crate::flow::Settings,
+    pub flow: FlowSettings,
     #[command(flatten)]
     pub policy: PolicySettings,
     /// Connections tracked per address family.
@@ -38,6 +41,41 @@ pub struct Settings {
     /// UDP port of the overlay's tunnels, to which no pod may send on a node; 0: no tunnel.
     #[arg(long, env = "BULKHEAD_TUNNEL_PORT", value_name = "PORT", default_value_t = 8472)]
     pub tunnel_port: u16,
+}
+
+/// Where the flow log goes.
+#[derive(Clone, Debug, Args)]
+pub struct FlowSettings {
+    /// `none`, `stdout`, or a file for JSON lines.
+    #[arg(long, env = "BULKHEAD_FLOW_LOG", value_name = "none|stdout|FILE", default_value = "none")]
+    pub flow_log: String,
+    /// The file is rotated at this size, in bytes.
+    #[arg(long, env = "BULKHEAD_FLOW_LOG_MAX_BYTES", value_name = "N", default_value_t = 64 << 20,
+          value_parser = clap::value_parser!(u64).range(1..))]
+    pub flow_log_max_bytes: u64,
+    /// Files kept at most, the current one included.
+    #[arg(long, env = "BULKHEAD_FLOW_LOG_FILES", value_name = "N", default_value_t = 4,
+          value_parser = clap::value_parser!(u16).range(1..))]
+    pub flow_log_files: u16,
+    /// Records kept in memory for `bulkhead flows`.
+    #[arg(long, env = "BULKHEAD_FLOW_RING", value_name = "N", default_value_t = 1 << 14,
+          value_parser = clap::value_parser!(u32).range(1..=1 << 24))]
+    pub flow_ring: u32,
+}
+
+impl FlowSettings {
+    pub fn of_node(&self, node_name: &str) -> flow::Settings {
+        let target = match self.flow_log.as_str() {
+            "none" => Target::None,
+            "stdout" => Target::Stdout,
+            path => Target::File(FileSettings {
+                path: path.into(),
+                max_bytes: self.flow_log_max_bytes,
+                files: self.flow_log_files.into(),
+            }),
+        };
+        flow::Settings { node_name: node_name.to_owned(), target, ring: self.flow_ring as usize }
+    }
 }
 
 /// Settings that change verdicts; `simulate` has the same.

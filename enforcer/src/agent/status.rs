@@ -1,12 +1,15 @@
 //! What `bulkhead status` shows: one serialisable picture of the agent.
 
-use std::collections::BTreeMap;
+use std::{
+    collections::BTreeMap,
+    sync::atomic::{AtomicU64, Ordering},
+};
 
 use comfy_table::{ContentArrangement, Table, presets};
 use serde::{Deserialize, Serialize};
 
-use super::node::Node;
-use crate::policy::model::DirectionRules;
+use super::{node::Node, settings::Settings};
+use crate::{flow::Counters, policy::model::DirectionRules};
 
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", default)]
@@ -19,7 +22,7 @@ pub struct Status {
     pub endpoints: Vec<Endpoint>,
     pub datapath: Datapath,
     pub chain: Chain,
-    pub flows: serde_json::Value,
+    pub flows: Flows,
     /// Policies that cannot be honoured as written, and why (semantics 41).
     pub defects: BTreeMap<String, Vec<String>>,
 }
@@ -89,8 +92,34 @@ pub struct Chain {
     pub unchained: Vec<String>,
 }
 
+/// Totals of the flow log since the agent started; see [`Counters`].
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub struct Flows {
+    pub decoded: u64,
+    pub malformed: u64,
+    pub exported: u64,
+    pub lost_in_kernel: u64,
+    pub lost_in_export: u64,
+    pub export_errors: u64,
+}
+
+impl Flows {
+    pub fn of(counters: &Counters) -> Self {
+        let read = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
+        Self {
+            decoded: read(&counters.decoded),
+            malformed: read(&counters.malformed),
+            exported: read(&counters.exported),
+            lost_in_kernel: read(&counters.lost_in_kernel),
+            lost_in_export: read(&counters.lost_in_export),
+            export_errors: read(&counters.export_errors),
+        }
+    }
+}
+
 impl Status {
-    pub fn of(node: &Node) -> Self {
+    pub fn of(node: &Node, settings: &Settings) -> Self {
         let index = &node.index;
         let objects = [
             ("Namespace", index.namespaces().count()),
@@ -100,14 +129,17 @@ impl Status {
         ];
         let defects = index.policies().filter(|policy| !policy.defects.is_empty());
         Self {
+            node: settings.node_name.clone(),
             version: env!("CARGO_PKG_VERSION").to_owned(),
             source: Source {
                 synced: node.source.synced,
                 objects: objects.into_iter().map(|(kind, n)| (kind.to_owned(), n)).collect(),
                 problems: node.source.problems.iter().map(ToString::to_string).collect(),
                 ignored: node.source.ignored.clone(),
-                ..Source::default()
+                kind: "manifests".to_owned(),
+                path: settings.manifests.display().to_string(),
             },
+            chain: Chain::read(&settings.cni_conf_dir),
             endpoints: node.endpoints.iter().map(|endpoint| Endpoint::of(node, endpoint)).collect(),
             datapath: Datapath::of(node),
             defects: defects.map(|policy| (policy.key.to_string(), policy.defects.clone())).collect(),

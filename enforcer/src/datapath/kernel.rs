@@ -5,7 +5,7 @@ use std::{collections::BTreeMap, net::IpAddr, path::Path};
 use aya::{
     Ebpf,
     maps::{
-        Array, HashMap, LpmTrie, Map, MapData, MapError, PerCpuArray,
+        Array, HashMap, LpmTrie, MapData, MapError, PerCpuArray, RingBuf,
         lpm_trie::Key as LpmKey,
     },
 };
@@ -211,8 +211,9 @@ fn prefix(address: IpAddr, bits: u32) -> IpNetwork {
 }
 
 /// The ring buffer, taken separately because the flow task owns it.
-pub fn take_ring(ebpf: &mut Ebpf) -> Result<Map, DatapathError> {
-    ebpf.take_map(names::EVENTS).ok_or(DatapathError::NoSuchMap(names::EVENTS))
+pub fn take_ring(ebpf: &mut Ebpf) -> Result<RingBuf<MapData>, DatapathError> {
+    let ring = ebpf.take_map(names::EVENTS).ok_or(DatapathError::NoSuchMap(names::EVENTS))?;
+    Ok(ring.try_into()?)
 }
 
 /// Names of all maps, as pinned.

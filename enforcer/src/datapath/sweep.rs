@@ -16,6 +16,11 @@ const ICMP6: u8 = 58;
 /// A clock tick of the connection table: 2^30 ns.
 const TICK: Duration = Duration::from_nanos(1 << 30);
 
+/// The table's time of a `CLOCK_MONOTONIC` time in nanoseconds.
+pub fn tick(now: u64) -> u32 {
+    u32::try_from(now >> 30).unwrap_or(u32::MAX)
+}
+
 /// How long an entry in this state may be silent.
 fn allowed_silence(protocol: u8, state: u8) -> Duration {
     let replied = state & abi::CONN_REPLIED != 0;

@@ -1,0 +1,72 @@
+//! The end of connections that nobody closes, and of drop counts that no packet reports any more.
+
+use std::{hash::Hash, net::IpAddr};
+
+use bulkhead_ebpf::abi::{ConnKey, DropKey};
+
+use super::node::{Node, error_chain};
+use crate::{
+    datapath::{kernel::ConnTable, sweep},
+    flow::{Pipeline, clock},
+};
+
+impl Node {
+    /// Removes what has been silent for too long, reporting each end once.
+    pub fn sweep_connections(&mut self, flows: &Pipeline) {
+        let maps = self.tables.kernel();
+        sweep_table(&mut maps.conns_v4(), flows);
+        sweep_table(&mut maps.conns_v6(), flows);
+        self.sweep_drops(flows);
+        match self.tables.kernel_ref().lost() {
+            Ok((events, _)) => {
+                flows.lost_in_kernel(events.saturating_sub(self.lost_events));
+                self.lost_events = events;
+            }
+            Err(error) => tracing::warn!(error = error_chain(&error), "lost events cannot be counted"),
+        }
+    }
+
+    /// A flood that has ended leaves a count behind that no further packet reports.
+    fn sweep_drops(&mut self, flows: &Pipeline) {
+        let drops = self.tables.kernel().drops();
+        let now = sweep::tick(clock::monotonic());
+        let silent: Vec<_> = drops
+            .iter()
+            .filter_map(Result::ok)
+            .filter(|(_, count)| now.saturating_sub(count.tick) > 2 * bulkhead_ebpf::abi::DROP_EVENT_TICKS)
+            .collect();
+        for (key, count) in silent {
+            let _ = drops.remove(&key); // evicted meanwhile
+            if count.count > 0 {
+                report_drops(flows, &key, count);
+            }
+        }
+    }
+}
+
+fn report_drops(flows: &Pipeline, key: &DropKey, count: bulkhead_ebpf::abi::DropCount) {
+    if let Err(error) = flows.suppressed(key, count) {
+        tracing::warn!(%error, "a drop count cannot be read");
+    }
+}
+
+fn sweep_table<A>(table: &mut ConnTable<'_, A>, flows: &Pipeline)
+where
+    A: Copy + Into<IpAddr> + Hash,
+    ConnKey<A>: aya::Pod,
+{
+    let now = std::time::Duration::from_nanos(clock::monotonic());
+    let idle: Vec<_> =
+        table.entries().filter(|(key, conn)| sweep::expired(key.protocol, conn, now)).collect();
+    for (key, seen) in idle {
+        // Looked at again: a packet may have come since, and a live connection must not lose its entry.
+        let Some(conn) = table.get(&key).filter(|conn| conn.last_seen == seen.last_seen) else { continue };
+        if let Err(error) = table.remove(&key) {
+            tracing::warn!(error = error_chain(&error), "an idle connection stays");
+            continue;
+        }
+        if conn.state & bulkhead_ebpf::abi::CONN_ENDED == 0 {
+            flows.ended(&key, &conn);
+        }
+    }
+}

@@ -1,0 +1,39 @@
+//! `bulkhead status`.
+
+use std::{io::Write, path::PathBuf, process::ExitCode};
+
+use anyhow::Context;
+use bulkhead_cni::config::DEFAULT_SOCKET;
+
+use crate::{agent::status::Status, api};
+
+/// Exit status: 0 the node enforces what the cluster says, 1 something is not in force, 2 nobody to ask.
+#[derive(Clone, Debug, clap::Args)]
+pub struct Args {
+    #[arg(short, long, value_enum, default_value_t)]
+    pub output: Output,
+    /// The agent's socket.
+    #[arg(long, env = "BULKHEAD_SOCKET", default_value = DEFAULT_SOCKET)]
+    pub socket: PathBuf,
+}
+
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, clap::ValueEnum)]
+pub enum Output {
+    Json,
+    #[default]
+    Table,
+}
+
+pub async fn run(args: &Args, out: &mut impl Write) -> anyhow::Result<ExitCode> {
+    let answer = api::status(&args.socket).await?;
+    let status: Status = serde_json::from_value(answer).context("the agent's answer is of another version")?;
+    match args.output {
+        Output::Json => {
+            serde_json::to_writer_pretty(&mut *out, &status)?;
+            writeln!(out)?;
+        }
+        Output::Table => out.write_all(status.render().as_bytes())?,
+    }
+    let well = status.source.synced && status.source.problems.is_empty() && status.datapath.error.is_none();
+    Ok(ExitCode::from(u8::from(!well)))
+}

@@ -12,7 +12,9 @@ use std::{
 
 use ipnetwork::IpNetwork;
 
-use super::object::{Key, Kind, Labels, NAMESPACE_NAME_LABEL, Namespace, NetworkPolicy, Node, Object, ObjectRef, Pod};
+use super::object::{
+    Key, Kind, Labels, NAMESPACE_NAME_LABEL, Namespace, NetworkPolicy, Node, Object, ObjectRef, Pod,
+};
 
 #[derive(Clone, Debug, Default)]
 pub struct Index {
@@ -36,7 +38,10 @@ pub struct Index {
 enum Claim {
     Node(String),
     /// A host-network pod: the address is its node's.
-    HostPod { node: Option<String>, pod: Key },
+    HostPod {
+        node: Option<String>,
+        pod: Key,
+    },
     Pod(Key),
 }
 
@@ -178,7 +183,8 @@ impl Index {
 
     /// Policies whose subject the pod is, by key; none for host-network and finished pods (semantics 31, 32).
     pub fn policies_selecting<'a>(&'a self, pod: &'a Pod) -> impl Iterator<Item = &'a NetworkPolicy> {
-        self.policies_in(&pod.key.namespace).filter(|policy| is_subject(pod) && policy.subjects.matches(&pod.labels))
+        self.policies_in(&pod.key.namespace)
+            .filter(|policy| is_subject(pod) && policy.subjects.matches(&pod.labels))
     }
 
     /// Is the pod one whose interface this node judges?
@@ -214,7 +220,8 @@ impl Index {
         let address = canonical(address);
         let claims = self.claims.get(&address);
         let claims = || claims.into_iter().flatten();
-        let is_this_node = |claim: &Claim| claim.node().is_some_and(|n| self.node.as_deref() == n && n.is_some());
+        let is_this_node =
+            |claim: &Claim| claim.node().is_some_and(|n| self.node.as_deref() == n && n.is_some());
         if self.local_addresses.contains(&address) || claims().any(is_this_node) {
             return Some(Owner::ThisNode);
         }
@@ -260,7 +267,11 @@ impl Index {
         changed
     }
 
-    fn replace_claims(&mut self, before: Option<(Claim, BTreeSet<IpAddr>)>, after: Option<(Claim, BTreeSet<IpAddr>)>) {
+    fn replace_claims(
+        &mut self,
+        before: Option<(Claim, BTreeSet<IpAddr>)>,
+        after: Option<(Claim, BTreeSet<IpAddr>)>,
+    ) {
         if let Some((claim, addresses)) = before {
             for address in addresses {
                 if let Some(claims) = self.claims.get_mut(&address) {

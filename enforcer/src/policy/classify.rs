@@ -171,7 +171,11 @@ impl Lengths {
     pub fn of<'n>(networks: impl Iterator<Item = &'n IpNetwork>) -> Self {
         let (mut v4, mut v6) = (BTreeSet::new(), BTreeSet::new());
         for network in networks {
-            if network.is_ipv4() { v4.insert(network.prefix()) } else { v6.insert(network.prefix()) };
+            if network.is_ipv4() {
+                v4.insert(network.prefix())
+            } else {
+                v6.insert(network.prefix())
+            };
         }
         Self { v4: v4.into_iter().rev().collect(), v6: v6.into_iter().rev().collect() }
     }
@@ -179,7 +183,10 @@ impl Lengths {
     /// Prefixes of `address`, of the lengths in use up to `longest`, longest first.
     pub fn covering(&self, address: IpAddr, longest: u8) -> impl Iterator<Item = IpNetwork> {
         let lengths = if address.is_ipv4() { &self.v4 } else { &self.v6 };
-        lengths.iter().filter(move |length| **length <= longest).map(move |length| truncated(address, *length))
+        lengths
+            .iter()
+            .filter(move |length| **length <= longest)
+            .map(move |length| truncated(address, *length))
     }
 }
 

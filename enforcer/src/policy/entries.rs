@@ -56,7 +56,9 @@ impl RuleSet {
     fn doors(&self, direction: Direction, identities: &[&Arc<Identity>], entries: &mut Entries) {
         let Some(own) = &self.tenant else { return };
         for identity in identities {
-            let Identity::Pod(PodIdentity { tenant: Some(theirs), door, .. }) = identity.as_ref() else { continue };
+            let Identity::Pod(PodIdentity { tenant: Some(theirs), door, .. }) = identity.as_ref() else {
+                continue;
+            };
             let open = match direction {
                 Direction::Ingress => tenant::admits(&self.door, theirs),
                 Direction::Egress => tenant::admits(door, own),
@@ -118,7 +120,9 @@ impl<'a> Term<'a> {
         for Port { protocol, ports } in ports {
             match ports {
                 Ports::All => matches.push(PortMatch::Protocol(protocol.number())),
-                Ports::Range(first, last) => matches.extend(PortMatch::range(protocol.number(), *first, *last)),
+                Ports::Range(first, last) => {
+                    matches.extend(PortMatch::range(protocol.number(), *first, *last))
+                }
                 Ports::Named(name) => {
                     let same = destination.iter().filter(|c| c.name == *name && c.protocol == *protocol);
                     matches.extend(same.map(|c| PortMatch::port(protocol.number(), c.port)));
@@ -176,7 +180,11 @@ struct Expansion<'a> {
 static NO_PORTS: BTreeSet<ContainerPort> = BTreeSet::new();
 
 impl<'a> Expansion<'a> {
-    fn new(direction: Direction, rules: &'a DirectionRules, subject_ports: &'a BTreeSet<ContainerPort>) -> Self {
+    fn new(
+        direction: Direction,
+        rules: &'a DirectionRules,
+        subject_ports: &'a BTreeSet<ContainerPort>,
+    ) -> Self {
         let rules = rules.policies.iter().flat_map(|part| part.rules.iter().map(|rule| (&part.policy, rule)));
         let terms = rules.flat_map(|(policy, rule)| Term::of(direction, policy, rule)).collect();
         let mut expansion = Self { direction, terms, subject_ports, anyone: PortRules::new() };
@@ -188,7 +196,8 @@ impl<'a> Expansion<'a> {
     fn write(&self, identities: &[&Arc<Identity>], blocks: &[&Arc<BlockSet>], entries: &mut Entries) {
         let mut put = |peer: RulePeer, grants: &[(PortMatch, Grant)]| {
             for (ports, grant) in grants {
-                let key = EntryKey { direction: self.direction, door: false, peer: peer.clone(), ports: *ports };
+                let key =
+                    EntryKey { direction: self.direction, door: false, peer: peer.clone(), ports: *ports };
                 entries.insert(key, grant.clone());
             }
         };
@@ -196,13 +205,17 @@ impl<'a> Expansion<'a> {
         let mut known: HashMap<Matched<'_>, Vec<(PortMatch, Grant)>> = HashMap::new();
         for identity in identities {
             let Identity::Pod(pod) = identity.as_ref() else { continue };
-            let matched = (self.matching(|reach| reach.holds_identity(pod)), self.destination_ports(&pod.ports));
-            let grants = known.entry(matched.clone()).or_insert_with(|| self.grants(&self.admitted(&matched)));
+            let matched =
+                (self.matching(|reach| reach.holds_identity(pod)), self.destination_ports(&pod.ports));
+            let grants =
+                known.entry(matched.clone()).or_insert_with(|| self.grants(&self.admitted(&matched)));
             put(RulePeer::Identity(Arc::clone(identity)), grants);
         }
         for set in blocks {
-            let matched = (self.matching(|reach| reach.holds_blocks(set)), self.destination_ports(&set.ports));
-            let grants = known.entry(matched.clone()).or_insert_with(|| self.grants(&self.admitted(&matched)));
+            let matched =
+                (self.matching(|reach| reach.holds_blocks(set)), self.destination_ports(&set.ports));
+            let grants =
+                known.entry(matched.clone()).or_insert_with(|| self.grants(&self.admitted(&matched)));
             put(RulePeer::Blocks(Arc::clone(set)), grants);
         }
     }
@@ -211,7 +224,10 @@ impl<'a> Expansion<'a> {
         (0..self.terms.len()).filter(|i| is_held(&self.terms[*i].reach)).collect()
     }
 
-    fn destination_ports<'e>(&'e self, peer_ports: &'e BTreeSet<ContainerPort>) -> &'e BTreeSet<ContainerPort> {
+    fn destination_ports<'e>(
+        &'e self,
+        peer_ports: &'e BTreeSet<ContainerPort>,
+    ) -> &'e BTreeSet<ContainerPort> {
         match self.direction {
             Direction::Ingress => self.subject_ports,
             Direction::Egress => peer_ports,

@@ -157,7 +157,9 @@ impl Simulator {
             return allow("own address");
         }
         let compiled = self.compiled(endpoint.node.as_deref());
-        let (Some(policy), Some(peer)) = (compiled.endpoints.get(&endpoint.pod), compiled.peer(other.address)) else {
+        let (Some(policy), Some(peer)) =
+            (compiled.endpoints.get(&endpoint.pod), compiled.peer(other.address))
+        else {
             return deny("no policy was compiled for the pod");
         };
         match policy.decide(peer, direction, flow.protocol, flow.port) {

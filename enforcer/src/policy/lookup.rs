@@ -5,8 +5,8 @@ use std::{net::IpAddr, sync::Arc};
 use super::{
     classify::{full_length, truncated},
     model::{
-        BlockSet, Compiled, Direction, EndpointPolicy, Entries, EntryKey, Grant, PeerInfo, PortMatch, RulePeer,
-        Tenancy,
+        BlockSet, Compiled, Direction, EndpointPolicy, Entries, EntryKey, Grant, PeerInfo, PortMatch,
+        RulePeer, Tenancy,
     },
 };
 
@@ -48,9 +48,9 @@ pub fn decide(
 ) -> Decision {
     let identity = RulePeer::Identity(Arc::clone(&peer.identity));
     let probe = |peer: &RulePeer, door: bool| {
-        PortMatch::port(protocol, port).widening().find_map(|ports| {
-            entries.get(&EntryKey { direction, door, peer: peer.clone(), ports })
-        })
+        PortMatch::port(protocol, port)
+            .widening()
+            .find_map(|ports| entries.get(&EntryKey { direction, door, peer: peer.clone(), ports }))
     };
     if is_boundary(tenant, &peer.tenant) && probe(&identity, true).is_none() {
         return Decision::TenantBoundary;

@@ -1,0 +1,3 @@
+//! The compiler against semantics.md line by line, against a second evaluator, and against itself.
+
+mod properties;

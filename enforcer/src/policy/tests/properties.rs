@@ -29,7 +29,7 @@ fn verdicts(answers: Vec<Result<Answer, ProbeError>>) -> Vec<Option<[Verdict; 3]
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig::with_cases(2500))]
+    #![proptest_config(ProptestConfig::with_cases(2000))]
 
     #[test]
     fn the_compiler_agrees_with_a_naive_reading_of_the_specification(seed: u64) {

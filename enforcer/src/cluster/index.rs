@@ -105,6 +105,7 @@ impl Index {
 
     /// Every address of this node's own interfaces (the bridge gateway, the overlay device, the uplink).
     pub fn set_local_addresses(&mut self, addresses: BTreeSet<IpAddr>) -> bool {
+        let addresses = addresses.into_iter().map(canonical).collect();
         let changed = self.local_addresses != addresses;
         self.local_addresses = addresses;
         changed

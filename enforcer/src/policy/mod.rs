@@ -14,6 +14,10 @@ mod ports;
 pub mod probe;
 pub mod scope;
 pub mod tenant;
+#[cfg(any(test, feature = "testkit"))]
+pub mod testkit;
+#[cfg(test)]
+mod tests;
 
 pub use compile::compile;
 pub use evaluate::Simulator;

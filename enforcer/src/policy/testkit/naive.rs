@@ -1,0 +1,267 @@
+//! The specification once more, read straight off the objects: slow, without identities, scopes, prefixes
+//! or entries, and sharing nothing with the compiler but the types of the objects.
+
+use std::{
+    collections::BTreeSet,
+    net::{IpAddr, Ipv4Addr, Ipv6Addr},
+};
+
+use crate::{
+    cluster::object::{
+        Key, Labels, NAMESPACE_NAME_LABEL, Namespace, NetworkPolicy, Node, Object, Operator, Peer, Pod, Port,
+        Ports, Protocol, Rule, Selector,
+    },
+    policy::{
+        Settings,
+        probe::{EndpointRef, Family, Probe, ProbeProtocol},
+    },
+};
+
+/// Whether each side allows.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Verdicts {
+    pub egress: bool,
+    pub ingress: bool,
+}
+
+/// `None`: the question cannot be asked (an unknown name, a finished pod, no address of the family).
+pub fn answer(objects: &[Object], settings: &Settings, probe: &Probe) -> Option<Verdicts> {
+    let cluster = Cluster { objects, settings };
+    let (src, dst) = (cluster.addresses(&probe.src)?, cluster.addresses(&probe.dst)?);
+    let of = |addresses: &BTreeSet<IpAddr>, v4: bool| addresses.iter().copied().find(|a| a.is_ipv4() == v4);
+    let families = match probe.family {
+        Some(Family::V4) => vec![true],
+        Some(Family::V6) => vec![false],
+        None => vec![true, false],
+    };
+    let (src, dst) = families.into_iter().find_map(|v4| Some((of(&src, v4)?, of(&dst, v4)?)))?;
+    let wanted = Wanted {
+        protocol: match probe.protocol {
+            ProbeProtocol::Tcp => Some(Protocol::Tcp),
+            ProbeProtocol::Udp => Some(Protocol::Udp),
+            ProbeProtocol::Sctp => Some(Protocol::Sctp),
+            ProbeProtocol::Icmp => None,
+        },
+        port: probe.port?,
+    };
+    let (source, destination) = (cluster.pod_at(&probe.src, src), cluster.pod_at(&probe.dst, dst));
+    if let (Some(source), Some(destination)) = (source, destination) {
+        if source.key == destination.key {
+            return Some(Verdicts { egress: true, ingress: true });
+        }
+    }
+    let egress = source.is_none_or(|pod| cluster.allows(pod, false, dst, wanted));
+    let ingress = destination.is_none_or(|pod| cluster.allows(pod, true, src, wanted));
+    Some(Verdicts { egress, ingress })
+}
+
+#[derive(Clone, Copy)]
+struct Wanted {
+    /// `None`: ICMP.
+    protocol: Option<Protocol>,
+    port: u16,
+}
+
+enum Who<'a> {
+    OwnNode,
+    OtherNode,
+    Pod(&'a Pod),
+    UnknownPod,
+    World,
+}
+
+struct Cluster<'a> {
+    objects: &'a [Object],
+    settings: &'a Settings,
+}
+
+impl<'a> Cluster<'a> {
+    fn pods(&self) -> impl Iterator<Item = &'a Pod> {
+        self.objects.iter().filter_map(|o| if let Object::Pod(pod) = o { Some(pod) } else { None })
+    }
+
+    fn living(&self) -> impl Iterator<Item = &'a Pod> {
+        self.pods().filter(|pod| !pod.finished)
+    }
+
+    fn nodes(&self) -> impl Iterator<Item = &'a Node> {
+        self.objects.iter().filter_map(|o| if let Object::Node(node) = o { Some(node) } else { None })
+    }
+
+    fn policies(&self) -> impl Iterator<Item = &'a NetworkPolicy> {
+        self.objects.iter().filter_map(|o| if let Object::NetworkPolicy(p) = o { Some(p) } else { None })
+    }
+
+    fn namespace(&self, name: &str) -> Namespace {
+        let declared = self.objects.iter().find_map(|o| match o {
+            Object::Namespace(namespace) if namespace.name == name => Some(namespace.clone()),
+            _ => None,
+        });
+        declared.unwrap_or_else(|| Namespace {
+            name: name.to_owned(),
+            labels: Labels::from([(NAMESPACE_NAME_LABEL.to_owned(), name.to_owned())]),
+            annotations: Labels::new(),
+        })
+    }
+
+    fn addresses(&self, end: &EndpointRef) -> Option<BTreeSet<IpAddr>> {
+        match end {
+            EndpointRef::Ip(address) => Some(BTreeSet::from([*address])),
+            EndpointRef::Node(name) => self.nodes().find(|n| n.name == *name).map(|n| n.addresses.clone()),
+            EndpointRef::Pod(key) => self.living().find(|pod| pod.key == *key).map(|pod| pod.ips.clone()),
+        }
+    }
+
+    /// The pod of the pod network that stands behind an end.
+    fn pod_at(&self, end: &EndpointRef, address: IpAddr) -> Option<&'a Pod> {
+        if let EndpointRef::Pod(key) = end {
+            return self.living().find(|pod| pod.key == *key && !pod.host_network);
+        }
+        match self.who(address, None) {
+            Who::Pod(pod) => Some(pod),
+            _ => None,
+        }
+    }
+
+    /// Whose an address is, for a pod on `node`.
+    fn who(&self, address: IpAddr, node: Option<&str>) -> Who<'a> {
+        let of_node = self.nodes().filter(|n| {
+            n.addresses.contains(&address)
+                || n.pod_cidrs.iter().any(|c| c.network() == address || plus_one(c.network()) == address)
+        });
+        let of_host_pod = self.living().filter(|pod| pod.host_network && pod.ips.contains(&address));
+        let names: Vec<_> = of_node
+            .map(|n| Some(n.name.as_str()))
+            .chain(of_host_pod.map(|pod| pod.node.as_deref()))
+            .collect();
+        if node.is_some() && names.contains(&node) {
+            return Who::OwnNode;
+        }
+        if !names.is_empty() {
+            return Who::OtherNode;
+        }
+        let pods: Vec<_> = self.living().filter(|pod| pod.ips.contains(&address)).collect();
+        match pods.as_slice() {
+            [pod] => Who::Pod(pod),
+            [] if !self.nodes().flat_map(|n| &n.pod_cidrs).any(|cidr| cidr.contains(address)) => Who::World,
+            _ => Who::UnknownPod,
+        }
+    }
+
+    fn allows(&self, subject: &Pod, ingress: bool, remote: IpAddr, wanted: Wanted) -> bool {
+        let who = self.who(remote, subject.node.as_deref());
+        if matches!(who, Who::OwnNode) && (ingress || self.settings.local_node_egress) {
+            return true;
+        }
+        if !self.tenants_allow(subject, ingress, &who) {
+            return false;
+        }
+        let mut isolated = false;
+        for policy in self.policies() {
+            let rules = if ingress { &policy.ingress } else { &policy.egress };
+            let Some(rules) = rules else { continue };
+            if policy.key.namespace != subject.key.namespace || !matches(&policy.subjects, &subject.labels) {
+                continue;
+            }
+            isolated = true;
+            let destination = match who {
+                _ if ingress => Some(subject),
+                Who::Pod(pod) => Some(pod),
+                _ => None,
+            };
+            if rules.iter().any(|rule| self.rule_allows(&policy.key, rule, &who, remote, destination, wanted))
+            {
+                return true;
+            }
+        }
+        !isolated
+    }
+
+    fn tenants_allow(&self, subject: &Pod, ingress: bool, who: &Who) -> bool {
+        let Some(label) = &self.settings.tenant_label else { return true };
+        let own = self.namespace(&subject.key.namespace);
+        let Some(own_tenant) = own.labels.get(label) else { return true };
+        let other = match who {
+            Who::Pod(pod) => self.namespace(&pod.key.namespace),
+            Who::UnknownPod => return false,
+            _ => return true,
+        };
+        let Some(other_tenant) = other.labels.get(label) else { return true };
+        let (source_tenant, destination) = if ingress { (other_tenant, &own) } else { (own_tenant, &other) };
+        let door = destination.annotations.get("bulkhead.io/allow-tenants").map_or("", String::as_str);
+        let mut let_in = door.split(',').map(str::trim);
+        own_tenant == other_tenant || let_in.any(|t| t == "*" || (!t.is_empty() && t == source_tenant))
+    }
+
+    fn rule_allows(
+        &self,
+        policy: &Key,
+        rule: &Rule,
+        who: &Who,
+        remote: IpAddr,
+        destination: Option<&Pod>,
+        wanted: Wanted,
+    ) -> bool {
+        let peer =
+            rule.peers.is_empty() || rule.peers.iter().any(|peer| self.is_peer(policy, peer, who, remote));
+        let port = rule.ports.is_empty() || rule.ports.iter().any(|port| is_port(port, destination, wanted));
+        peer && port
+    }
+
+    fn is_peer(&self, policy: &Key, peer: &Peer, who: &Who, remote: IpAddr) -> bool {
+        match (peer, who) {
+            (Peer::Block(block), _) => {
+                let mut holds = block.cidr.contains(remote);
+                for except in &block.except {
+                    holds = holds && !except.contains(remote);
+                }
+                holds
+            }
+            (Peer::Pods { namespaces, pods }, Who::Pod(pod)) => {
+                let in_namespace = match namespaces {
+                    None => pod.key.namespace == policy.namespace,
+                    Some(selector) => matches(selector, &self.namespace(&pod.key.namespace).labels),
+                };
+                in_namespace && matches(pods, &pod.labels)
+            }
+            (Peer::Pods { .. }, _) => false,
+        }
+    }
+}
+
+fn is_port(port: &Port, destination: Option<&Pod>, wanted: Wanted) -> bool {
+    if wanted.protocol != Some(port.protocol) {
+        return false;
+    }
+    match &port.ports {
+        Ports::All => true,
+        Ports::Range(first, last) => *first <= wanted.port && wanted.port <= *last,
+        Ports::Named(name) => destination.is_some_and(|pod| {
+            pod.ports.iter().any(|c| c.name == *name && c.protocol == port.protocol && c.port == wanted.port)
+        }),
+    }
+}
+
+fn matches(selector: &Selector, labels: &Labels) -> bool {
+    for requirement in &selector.requirements {
+        let value = labels.get(&requirement.key);
+        let holds = match (&requirement.operator, value) {
+            (Operator::In(values), Some(value)) => values.contains(value),
+            (Operator::NotIn(values), Some(value)) => !values.contains(value),
+            (Operator::In(_) | Operator::Exists, None) => false,
+            (Operator::NotIn(_) | Operator::DoesNotExist, None) | (Operator::Exists, Some(_)) => true,
+            (Operator::DoesNotExist, Some(_)) => false,
+        };
+        if !holds {
+            return false;
+        }
+    }
+    true
+}
+
+fn plus_one(address: IpAddr) -> IpAddr {
+    match address {
+        IpAddr::V4(a) => Ipv4Addr::from(u32::from(a) + 1).into(),
+        IpAddr::V6(a) => Ipv6Addr::from(u128::from(a) + 1).into(),
+    }
+}

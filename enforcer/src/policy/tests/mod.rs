@@ -1,0 +1,5 @@
+//! The compiler against semantics.md line by line, against a second evaluator, and against itself.
+mod properties;
+mod semantics;
+mod shape;
+mod shop;

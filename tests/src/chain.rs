@@ -98,6 +98,11 @@ impl Chain {
         json!({"cniVersion": self.cni_version, "name": NETWORK, "plugins": self.plugins})
     }
 
+    /// What the last plugin of the list finds on its standard input.
+    pub fn last_config(&self, previous: Option<&Value>) -> Value {
+        self.completed(self.plugins.last().expect("a list has plugins"), previous)
+    }
+
     /// ADD through the whole list. A failure leaves what the earlier plugins did: the runtime follows with DEL.
     pub fn add(&self, node: &Netns, attachment: &Attachment) -> Result<Added> {
         let (mut result, mut took) = (None, Vec::new());
@@ -135,6 +140,17 @@ impl Chain {
         }
     }
 
+    /// As libcni does: the list's version and name, and the result so far.
+    fn completed(&self, plugin: &Value, previous: Option<&Value>) -> Value {
+        let mut config = plugin.clone();
+        config["cniVersion"] = self.cni_version.clone().into();
+        config["name"] = NETWORK.into();
+        if let Some(previous) = previous {
+            config["prevResult"] = previous.clone();
+        }
+        config
+    }
+
     fn call(
         &self,
         verb: &str,
@@ -143,12 +159,7 @@ impl Chain {
         plugin: &Value,
         previous: Option<&Value>,
     ) -> Result<Vec<u8>> {
-        let mut config = plugin.clone();
-        config["cniVersion"] = self.cni_version.clone().into();
-        config["name"] = NETWORK.into();
-        if let Some(previous) = previous {
-            config["prevResult"] = previous.clone();
-        }
+        let config = self.completed(plugin, previous);
         let name = plugin_name(plugin);
         let binary =
             self.path.iter().map(|dir| dir.join(name)).find(|binary| binary.exists()).with_context(|| {
@@ -271,10 +282,11 @@ fn base64(bytes: &[u8]) -> String {
         .flat_map(|chunk| {
             let word =
                 (0..3).fold(0_usize, |word, i| word << 8 | usize::from(chunk.get(i).copied().unwrap_or(0)));
-            (0..4).map(move |i| match i <= chunk.len() {
-                true => char::from(ALPHABET[word >> (18 - 6 * i) & 63]),
-                false => '=',
-            })
+            (0..4).map(
+                move |i| {
+                    if i <= chunk.len() { char::from(ALPHABET[word >> (18 - 6 * i) & 63]) } else { '=' }
+                },
+            )
         })
         .collect()
 }

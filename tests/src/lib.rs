@@ -12,10 +12,13 @@
 pub mod agent;
 pub mod binaries;
 pub mod chain;
+pub mod demo;
+pub mod flowlog;
 pub mod kubelet;
 pub mod matrix;
 pub mod netns;
 pub mod node;
+pub mod patience;
 pub mod pod;
 pub mod probe;
 pub mod server;
@@ -23,7 +26,9 @@ pub mod topology;
 pub mod traffic;
 
 pub use agent::{AgentOptions, FailurePolicy};
+pub use flowlog::Blocked;
 pub use matrix::Matrix;
+pub use patience::until;
 pub use pod::{Pod, PodSpec, Start};
 pub use probe::{Family, Outcome, Transport};
 pub use topology::{Lab, Plan};

@@ -11,6 +11,7 @@ use anyhow::Result;
 
 use crate::{
     netns::Netns,
+    patience::until,
     probe::{Attempt, Family, Outcome, Transport, attempt_all},
     topology::Lab,
 };
@@ -18,6 +19,9 @@ use crate::{
 /// How long a matrix waits before it calls a silence a denial. On an idle machine an exchange takes under a
 /// millisecond; the rest is for a loaded one.
 pub const PATIENCE: Duration = Duration::from_millis(700);
+
+/// How long a change of manifests may take until traffic shows it, on a loaded machine.
+pub const SETTLES_WITHIN: Duration = Duration::from_secs(10);
 
 /// Outcomes by source and destination; a pod is not asked about itself.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -48,6 +52,16 @@ impl Lab {
         let sources: Vec<_> = pods.iter().map(|pod| Source { name: pod.key(), netns: pod.netns() }).collect();
         let destinations = self.at_port(transport, port, family);
         ask(format!("{transport} {port}, {family}"), &sources, &destinations)
+    }
+
+    /// As [`Lab::matrix`], asked again until exactly these pairs reach each other or [`SETTLES_WITHIN`] is over;
+    /// gives the last answer.
+    pub fn matrix_settled(
+        &self,
+        (transport, port, family): (Transport, u16, Family),
+        reached: &BTreeSet<(&str, &str)>,
+    ) -> Result<Matrix> {
+        until(SETTLES_WITHIN, || self.matrix(transport, port, family), |matrix| matrix.reached() == *reached)
     }
 
     /// Every node itself (not a pod on it) asks every pod at this port, as the kubelet's probes do.
@@ -108,6 +122,13 @@ fn ask(title: String, sources: &[Source<'_>], destinations: &[Destination]) -> R
 }
 
 impl Matrix {
+    /// The same under another title.
+    #[must_use]
+    pub fn titled(mut self, title: &str) -> Self {
+        title.clone_into(&mut self.title);
+        self
+    }
+
     /// Panics if the pair was not asked.
     pub fn outcome(&self, source: &str, destination: &str) -> Outcome {
         self.outcomes[&(source.to_owned(), destination.to_owned())]

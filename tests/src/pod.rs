@@ -42,17 +42,20 @@ impl PodSpec {
         Ok(Self { manifest })
     }
 
+    #[must_use]
     pub fn on(mut self, node: u8) -> Self {
         self.manifest["spec"]["nodeName"] = format!("node-{node}").into();
         self
     }
 
+    #[must_use]
     pub fn label(mut self, key: &str, value: &str) -> Self {
         self.manifest["metadata"]["labels"][key] = value.into();
         self
     }
 
     /// Serves this port, and declares it under a name such as `tcp-80`.
+    #[must_use]
     pub fn serve(mut self, transport: Transport, port: u16) -> Self {
         let declared = self.manifest["spec"]["containers"][0]["ports"].as_array_mut().expect("made by new");
         let name = format!("{transport}-{port}").to_lowercase();
@@ -115,13 +118,16 @@ impl PodSpec {
     }
 }
 
+/// Something to do inside a pod's namespace.
+pub type Act<'a> = Box<dyn FnOnce(&Netns) + 'a>;
+
 /// What happens inside a pod's namespace around ADD.
 #[derive(Default)]
 pub struct Start<'a> {
     /// Runs before ADD, when the namespace exists and has nothing but loopback.
-    pub before_add: Option<Box<dyn FnOnce(&Netns) + 'a>>,
+    pub before_add: Option<Act<'a>>,
     /// Runs as soon as ADD has returned: the first act of the pod's first process.
-    pub first_act: Option<Box<dyn FnOnce(&Netns) + 'a>>,
+    pub first_act: Option<Act<'a>>,
 }
 
 /// A running pod.

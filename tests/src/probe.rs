@@ -73,7 +73,19 @@ pub enum Outcome {
 
 /// Tries all at once and gives each this long; answers are in the order of the questions.
 pub fn attempt_all(attempts: &[Attempt<'_>], patience: Duration) -> Result<Vec<Outcome>> {
-    let mut exchanges = attempts.iter().map(Exchange::begin).collect::<Result<Vec<_>>>()?;
+    let begin = |attempt: &Attempt<'_>| {
+        let _inside = attempt.from.enter()?;
+        Ok(Exchange::begin(attempt.to, attempt.transport))
+    };
+    conclude(attempts.iter().map(begin).collect::<Result<_>>()?, patience)
+}
+
+/// Tries one exchange from the namespace that this thread is in.
+pub fn attempt_here(to: SocketAddr, transport: Transport, patience: Duration) -> Result<Outcome> {
+    Ok(conclude(vec![Exchange::begin(to, transport)], patience)?[0])
+}
+
+fn conclude(mut exchanges: Vec<Exchange>, patience: Duration) -> Result<Vec<Outcome>> {
     let deadline = Instant::now() + patience;
     loop {
         let left = deadline.saturating_duration_since(Instant::now());
@@ -94,7 +106,9 @@ pub fn attempt_all(attempts: &[Attempt<'_>], patience: Duration) -> Result<Vec<O
             }
             open.iter().zip(&fds).filter(|(_, fd)| fd.any().unwrap_or(true)).map(|(i, _)| *i).collect()
         };
-        ready.into_iter().for_each(|i| exchanges[i].step());
+        for i in ready {
+            exchanges[i].step();
+        }
     }
 }
 
@@ -159,20 +173,13 @@ impl Connection {
 }
 
 impl Exchange {
-    fn begin(attempt: &Attempt<'_>) -> Result<Self> {
-        let _inside = attempt.from.enter()?;
-        Ok(match connecting(attempt.to, attempt.transport) {
-            Ok(fd) => {
-                let socket = match attempt.transport {
-                    Transport::Tcp => Connection::Stream(fd.into()),
-                    Transport::Udp => Connection::Datagrams(fd.into()),
-                };
-                Self { socket, asked: false, outcome: None }
-            }
-            Err(error) => {
-                Self { socket: Connection::None, asked: false, outcome: Some(outcome_of(error as i32)) }
-            }
-        })
+    fn begin(to: SocketAddr, transport: Transport) -> Self {
+        let (socket, outcome) = match (connecting(to, transport), transport) {
+            (Ok(fd), Transport::Tcp) => (Connection::Stream(fd.into()), None),
+            (Ok(fd), Transport::Udp) => (Connection::Datagrams(fd.into()), None),
+            (Err(error), _) => (Connection::None, Some(outcome_of(error as i32))),
+        };
+        Self { socket, asked: false, outcome }
     }
 
     fn waits_for(&self) -> PollFlags {

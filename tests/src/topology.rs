@@ -28,6 +28,8 @@ use crate::{
 
 /// One directory per lab; a lab lives as long as a process holds the lock on its `owner` file.
 pub const LABS_DIR: &str = "/run/bulkhead-lab";
+/// File in the directory of a lab that was left running on purpose.
+const KEPT: &str = "kept";
 
 /// What kind of lab to raise.
 #[derive(Clone, Debug)]
@@ -47,12 +49,14 @@ impl Plan {
         Self { nodes: 2, agent: Some(AgentOptions::default()) }
     }
 
+    #[must_use]
     pub fn nodes(mut self, nodes: u8) -> Self {
         self.nodes = nodes;
         self
     }
 
     /// Settings of the agents; makes a flat plan one with agents.
+    #[must_use]
     pub fn agent(mut self, options: AgentOptions) -> Self {
         self.agent = Some(options);
         self
@@ -219,6 +223,11 @@ impl Lab {
         self.manifests.apply(yaml)
     }
 
+    /// Marks the lab as one that [`kept`] lists.
+    pub fn keep(&self) -> Result<()> {
+        Ok(fs::write(self.dir.path.join(KEPT), "")?)
+    }
+
     /// Removes an object; `key` is `namespace/name`, or `name` for what has no namespace.
     pub fn delete(&self, kind: &str, key: &str) -> Result<()> {
         self.manifests.delete(kind, key)
@@ -292,6 +301,18 @@ pub fn labs() -> Result<Vec<String>> {
         .collect();
     names.sort();
     Ok(names)
+}
+
+/// Names of the labs that were left running on purpose.
+pub fn kept() -> Result<Vec<String>> {
+    let is_kept = |name: &String| Path::new(LABS_DIR).join(name).join(KEPT).exists() && is_owned(name);
+    Ok(labs()?.into_iter().filter(is_kept).collect())
+}
+
+/// Removes the labs of this process, for a process that ends without unwinding.
+pub fn remove_own() {
+    let own = format!("bh-{}-", std::process::id());
+    labs().unwrap_or_default().iter().filter(|name| name.starts_with(&own)).for_each(|name| remove_lab(name));
 }
 
 /// The process that a lab belongs to, if it still runs.

@@ -131,7 +131,7 @@ fn the_first_act_comes_right_after_add_and_a_knock_may_begin_before_it() {
     let start = Start {
         before_add: Some(Box::new(|netns| knock = Some(Knock::start(netns, to, Transport::Tcp).unwrap()))),
         first_act: Some(Box::new(|netns| {
-            first = Some(attempt(netns, to, Transport::Tcp, PATIENCE).unwrap())
+            first = Some(attempt(netns, to, Transport::Tcp, PATIENCE).unwrap());
         })),
     };
     let client = lab.start_pod_with(pod("a/client", 1), start).unwrap();
@@ -187,7 +187,7 @@ fn what_a_killed_process_leaves_is_swept() {
     if env::var_os(CHILD).is_some() {
         let lab = two_pods_per_node();
         println!("\nlab {}", lab.name());
-        std::thread::sleep(Duration::from_secs(60));
+        std::thread::sleep(Duration::from_mins(1));
         return;
     }
     let (mut child, name) = child("what_a_killed_process_leaves_is_swept");
@@ -212,8 +212,8 @@ fn child(test: &str) -> (Child, String) {
         .stderr(Stdio::null())
         .spawn()
         .unwrap();
-    let lines = BufReader::new(child.stdout.take().unwrap()).lines().map_while(Result::ok);
-    let name = lines.filter_map(|line| line.strip_prefix("lab ").map(str::to_owned)).next();
+    let mut lines = BufReader::new(child.stdout.take().unwrap()).lines().map_while(Result::ok);
+    let name = lines.find_map(|line| line.strip_prefix("lab ").map(str::to_owned));
     (child, name.expect("the child raises a lab"))
 }
 

@@ -19,8 +19,9 @@ use serde::Serialize;
 
 use crate::{
     cluster::Index,
+    datapath::engine::{EngineError, KernelEngine},
     policy::{
-        Answer, DEFAULT_TENANT_LABEL, Probe, ProbeError, Settings, Simulator,
+        Answer, DEFAULT_TENANT_LABEL, Probe, Settings, Simulator,
         probe::{EndpointRef, Family, ProbeProtocol, Verdict},
     },
     source::manifest,
@@ -92,11 +93,17 @@ pub enum LocalNodeEgress {
 
 /// Whoever can answer probes about one cluster.
 pub trait Engine {
-    fn answer(&mut self, probe: &Probe) -> Result<Answer, ProbeError>;
+    fn answer(&mut self, probe: &Probe) -> Result<Answer, EngineError>;
 }
 
 impl Engine for Simulator {
-    fn answer(&mut self, probe: &Probe) -> Result<Answer, ProbeError> {
+    fn answer(&mut self, probe: &Probe) -> Result<Answer, EngineError> {
+        Ok(Self::answer(self, probe)?)
+    }
+}
+
+impl Engine for KernelEngine {
+    fn answer(&mut self, probe: &Probe) -> Result<Answer, EngineError> {
         Self::answer(self, probe)
     }
 }
@@ -154,7 +161,7 @@ impl Args {
 fn engine(kind: EngineKind, index: Index, settings: Settings) -> anyhow::Result<Box<dyn Engine>> {
     match kind {
         EngineKind::Compiler => Ok(Box::new(Simulator::new(index, settings))),
-        EngineKind::Kernel => bail!("this build has no kernel engine"),
+        EngineKind::Kernel => Ok(Box::new(KernelEngine::new(Simulator::new(index, settings)))),
     }
 }
 

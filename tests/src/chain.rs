@@ -77,7 +77,11 @@ impl Chain {
                 "type": "host-local",
                 "dataDir": node.dir().join("host-local"),
                 "ranges": [[{"subnet": node.pods_v4()}], [{"subnet": node.pods_v6()}]],
-                "routes": [{"dst": "10.244.0.0/16"}, {"dst": "fd00:10:244::/48"}],
+                // flannel leaves the gateway to the bridge plugin, whose CHECK then misses it.
+                "routes": [
+                    {"dst": "10.244.0.0/16", "gw": node.pods_v4().nth(1)},
+                    {"dst": "fd00:10:244::/48", "gw": node.pods_v6().nth(1)},
+                ],
             },
         });
         let mut chain = Self {

@@ -9,8 +9,8 @@
 
 use bulkhead_ebpf::{
     abi::{
-        Config, ENDPOINT_ADOPTED, Endpoint, FIRST_POD_IDENTITY, IDENTITY_HOST, IDENTITY_WORLD, PEER_ANY,
-        Peer, PolicyWord, RULE_BITS_ALL, RULE_BITS_PORT, RuleKey,
+        ENDPOINT_ADOPTED, Endpoint, FIRST_POD_IDENTITY, IDENTITY_HOST, IDENTITY_WORLD, PEER_ANY, Peer,
+        PolicyWord, RULE_BITS_ALL, RULE_BITS_PORT, RuleKey,
     },
     decide::{Hook, decide},
     host::{Frame, Memory},
@@ -42,8 +42,8 @@ fn pod(last: u8, ifindex: u32, rule_set: u32, flags: u16) -> Endpoint {
 }
 
 fn world() -> Memory {
-    let mut world =
-        Memory { config: Config { tunnel_port_be: 8472u16.to_be_bytes(), pad: [0; 6] }, ..Memory::default() };
+    let mut world = Memory::default();
+    world.config.tunnel_port_be = 8472u16.to_be_bytes();
     let pods = [pod(5, PARTLY_OPEN, 1, 0), pod(6, CLOSED, 0, 0), pod(7, ADOPTED, 1, ENDPOINT_ADOPTED)];
     for pod in pods {
         let peer = Peer { identity: pod.identity, ..Peer::default() };

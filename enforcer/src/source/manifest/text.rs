@@ -123,7 +123,7 @@ impl Document<'_> {
     }
 
     fn unreadable(&self, line: Option<usize>, error: &impl fmt::Display) -> Unreadable {
-        let line = line.filter(|l| *l > 0).map_or_else(|| self.first_line(), |l| self.line + l - 1);
+        let line = line.filter(|l| *l > 0).map_or_else(|| self.first_line(), |l| self.in_file(l));
         Unreadable { line, message: without_position(&error.to_string()) }
     }
 
@@ -146,7 +146,13 @@ impl Document<'_> {
                 Find(path).deserialize(&mut serde_json::Deserializer::from_str(text)).err()?.line()
             }
         };
-        (line > 0).then(|| self.line + line - 1)
+        (line > 0).then(|| self.in_file(line))
+    }
+
+    /// The file's line for a parser's line of the document, never past the last one that says something: a
+    /// parser that misses something at the end looks for it one line below, and YAML has breaks besides `\n`.
+    fn in_file(&self, line: usize) -> usize {
+        self.line + (line - 1).min(count_lines(self.bytes.trim_ascii_end()))
     }
 }
 
@@ -381,5 +387,21 @@ impl<'de> Visitor<'de> for FindKey<'_> {
             true if self.is_last => Err(E::custom("found")),
             found => Ok(found),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Found by the fuzz target `manifest`.
+    #[test]
+    fn a_document_that_ends_too_early_is_wrong_on_its_last_line() {
+        let lines = |bytes: &[u8]| {
+            let read = documents(bytes, Syntax::Yaml).into_iter().map(|d| d.value().map_err(|e| e.line));
+            read.filter_map(Result::err).collect::<Vec<_>>()
+        };
+        assert_eq!(lines(b"kind: Pod\n---\nkind: Node\nspec: {podCIDR"), [4]);
+        assert_eq!(lines(b"kind: Pod\n---\nkind: Node\nspec: {podCIDR\n\n"), [4]);
     }
 }

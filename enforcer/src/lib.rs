@@ -5,6 +5,7 @@
 //!                        ▲           │
 //!                    endpoint      flow ─▶ exporters
 //! ```
+pub mod api;
 pub mod cli;
 pub mod cluster;
 pub mod flow;

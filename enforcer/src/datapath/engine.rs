@@ -127,7 +127,8 @@ impl NodeKernel {
         });
         // The compiled policy is all there is: one scope, one state.
         let compile = |_: &_| Compiled::clone(&compiled);
-        tables.update(compile, Scope::default(), &locals.collect())?;
+        let plan = tables.plan(compile, Scope::default(), &locals.collect())?;
+        tables.carry_out(plan)?;
         Ok(Self { ebpf, tables, compiled, interfaces })
     }
 

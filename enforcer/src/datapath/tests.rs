@@ -119,7 +119,8 @@ fn locals() -> BTreeMap<u32, Local> {
 fn update(tables: &mut Tables<Model>, index: &Index) -> Result<super::Written, DatapathError> {
     let settings = Settings::default();
     let compile = |scope: &_| policy::compile(index, &settings, scope);
-    tables.update(compile, policy::scope(index, &settings), &locals())
+    let plan = tables.plan(compile, policy::scope(index, &settings), &locals())?;
+    tables.carry_out(plan)
 }
 
 /// Every question that the two local pods can be asked.

@@ -43,10 +43,11 @@ pub struct Local {
     pub adopted: bool,
 }
 
-/// Writes to carry out in order.
+/// Writes to carry out in order, and what the maps then hold.
 #[derive(Debug)]
 pub struct Plan {
     pub ops: Vec<Op>,
+    pub target: Image,
     /// Becomes the scope in force when every write has succeeded.
     pub scope: Scope,
 }
@@ -76,7 +77,7 @@ pub fn plan(
         draft.move_addresses(&settled);
         draft.switch_endpoints(&settled, locals, false);
     }
-    Plan { ops: draft.ops, scope }
+    Plan { ops: draft.ops, target: draft.image, scope }
 }
 
 /// Rules that nothing in force can reach any more: removed a while after the plan, when no packet that

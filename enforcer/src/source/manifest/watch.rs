@@ -11,7 +11,8 @@ use std::{
 };
 
 use notify::{
-    EventKind, RecommendedWatcher, RecursiveMode, Watcher as _, event::AccessKind, event::AccessMode,
+    EventKind, RecommendedWatcher, RecursiveMode, Watcher as _,
+    event::{AccessKind, AccessMode, ModifyKind},
 };
 use tokio::sync::mpsc;
 
@@ -23,8 +24,8 @@ use crate::{
 
 /// An edit is settled when nothing has happened for this long ..
 const QUIET: Duration = Duration::from_millis(20);
-/// .. or when it has gone on for this long.
-const LONGEST_EDIT: Duration = Duration::from_millis(250);
+/// .. and no file is half written, or when it has gone on for this long.
+const LONGEST_EDIT: Duration = Duration::from_millis(500);
 /// Everything is looked at again this often, in case the kernel's notifications missed something.
 const RESCAN: Duration = Duration::from_secs(5);
 /// A file that changed less than this before it was read may change again without a new time stamp.
@@ -55,16 +56,15 @@ impl Watcher {
         let store = Arc::new(Mutex::new(Store::default()));
         let mut state = Directory {
             identity: identity(&directory),
-            directory,
+            path: directory,
             notifier,
             sender,
             store: Arc::clone(&store),
             read: BTreeMap::new(),
             unlisted: None,
         };
-        let first = state
-            .rescan()
-            .map_err(|source| WatchError::List { directory: state.directory.clone(), source })?;
+        let first =
+            state.rescan().map_err(|source| WatchError::List { directory: state.path.clone(), source })?;
         thread::Builder::new()
             .name("manifests".into())
             .spawn(move || state.run(first, &events, &updates))
@@ -92,7 +92,7 @@ fn notifier(directory: &Path, events: Events) -> Result<RecommendedWatcher, Watc
 }
 
 struct Directory {
-    directory: PathBuf,
+    path: PathBuf,
     /// Of the directory itself: another one may take its place.
     identity: Option<(u64, u64)>,
     notifier: RecommendedWatcher,
@@ -159,9 +159,9 @@ impl Directory {
 
     /// Watches the directory that has the name now.
     fn follow(&mut self) {
-        let now = identity(&self.directory);
+        let now = identity(&self.path);
         if now.is_some() && now != self.identity {
-            match notifier(&self.directory, self.sender.clone()) {
+            match notifier(&self.path, self.sender.clone()) {
                 Ok(notifier) => (self.notifier, self.identity) = (notifier, now),
                 Err(error) => tracing::warn!(%error, "manifests are only looked at every few seconds"),
             }
@@ -170,7 +170,7 @@ impl Directory {
 
     /// Looks at every file, and reads those that differ from what was read.
     fn rescan(&mut self) -> io::Result<Update> {
-        let present = manifests_in(&self.directory)?;
+        let present = manifests_in(&self.path)?;
         self.unlisted = None;
         let gone: Vec<PathBuf> =
             self.read.keys().filter(|file| present.binary_search(file).is_err()).cloned().collect();
@@ -203,8 +203,8 @@ impl Directory {
 
     /// Fail static: a directory that cannot be listed has not lost its files.
     fn keep(&mut self, error: &io::Error) -> Update {
-        let mut problem = Problem::of_file(&self.directory, format!("cannot list the directory: {error}"));
-        problem.effect = "what was read before stays in force".to_owned();
+        let mut problem = Problem::of_file(&self.path, format!("cannot list the directory: {error}"));
+        problem.effect = "what was read before stays in force".into();
         self.unlisted = Some(problem);
         let update = lock(&self.store).update([]);
         self.complete(update)
@@ -222,13 +222,34 @@ fn settle(
     events: &channel::Receiver<notify::Result<notify::Event>>,
 ) -> Dirty {
     let end = Instant::now() + LONGEST_EDIT;
-    let mut dirty = Dirty::Files(BTreeSet::new());
-    dirty.note(event);
-    while let Ok(event) = events.recv_timeout(QUIET.min(end.saturating_duration_since(Instant::now()))) {
-        dirty.note(&event);
+    let (mut dirty, mut half_written) = (Dirty::Files(BTreeSet::new()), BTreeSet::new());
+    let mut note = |event: &notify::Result<notify::Event>| {
+        dirty.note(event);
+        note_writer(&mut half_written, event);
+        if half_written.is_empty() { QUIET } else { LONGEST_EDIT }
+    };
+    let mut wait = note(event);
+    while let Ok(event) = events.recv_timeout(wait.min(end.saturating_duration_since(Instant::now()))) {
+        wait = note(&event);
     }
     dirty
 }
+
+/// A file that is written in place is empty or cut off until its writer closes it.
+fn note_writer(half_written: &mut BTreeSet<PathBuf>, event: &notify::Result<notify::Event>) {
+    let Ok(event) = event else { return };
+    for path in event.paths.iter().filter(|path| is_manifest(path)) {
+        match event.kind {
+            EventKind::Modify(ModifyKind::Data(_)) => _ = half_written.insert(path.clone()),
+            EventKind::Modify(ModifyKind::Name(_)) | EventKind::Remove(_) | WRITTEN => {
+                _ = half_written.remove(path);
+            }
+            _ => {}
+        }
+    }
+}
+
+const WRITTEN: EventKind = EventKind::Access(AccessKind::Close(AccessMode::Write));
 
 impl Dirty {
     fn note(&mut self, event: &notify::Result<notify::Event>) {
@@ -237,8 +258,7 @@ impl Dirty {
             // Notifications were lost.
             _ => return *self = Self::Everything,
         };
-        let written = AccessKind::Close(AccessMode::Write);
-        if matches!(event.kind, EventKind::Access(kind) if kind != written) {
+        if event.kind.is_access() && event.kind != WRITTEN {
             return;
         }
         // What is no manifest by its name may be what manifests are links to, as in a ConfigMap's volume.

@@ -1,6 +1,7 @@
 use std::{
     collections::BTreeSet,
     fs,
+    io::Write,
     os::unix::fs::symlink,
     path::{Path, PathBuf},
     time::Duration,
@@ -117,6 +118,20 @@ async fn an_edit_of_several_files_is_one_update() {
     assert_eq!(edited.changes().await.len(), 200);
 }
 
+/// Emptied first, filled later: what is between is nobody's intention.
+#[tokio::test]
+async fn a_file_is_read_when_its_writer_is_done() {
+    let mut edited = Edited::start(&[("m.yaml", format!("{}---\n{}", policy("a"), policy("b")))]);
+    edited.next().await;
+    let mut file = fs::File::create(edited.path("m.yaml")).unwrap();
+    for part in [policy("a"), "---\n".into(), policy("c")] {
+        tokio::time::sleep(Duration::from_millis(60)).await;
+        file.write_all(part.as_bytes()).unwrap();
+    }
+    drop(file);
+    assert_eq!(edited.changes().await, set(["-b", "+c"]));
+}
+
 #[tokio::test]
 async fn what_was_readable_stays_while_it_is_broken() {
     let both = format!("{}---\n{}", policy("a"), policy("b"));
@@ -163,7 +178,7 @@ async fn an_object_of_two_files_outlives_one_of_them() {
     assert_eq!((update.changes, update.problems), (vec![], vec![]));
 }
 
-/// A ConfigMap's volume: the files are links into `..data`, itself a link that is replaced.
+/// A `ConfigMap`'s volume: the files are links into `..data`, itself a link that is replaced.
 #[tokio::test]
 async fn a_swapped_link_is_one_edit() {
     let mut edited = Edited::start(&[]);

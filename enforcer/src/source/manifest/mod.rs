@@ -106,9 +106,17 @@ pub fn load(paths: &[PathBuf]) -> Loaded {
 
 /// The manifests of a directory, sorted by name.
 fn manifests_in(directory: &Path) -> io::Result<Vec<PathBuf>> {
-    let paths: io::Result<Vec<PathBuf>> = fs::read_dir(directory)?.map(|entry| Ok(entry?.path())).collect();
-    let mut paths = paths?;
-    paths.retain(|path| is_manifest(path) && !path.is_dir());
+    let mut paths = Vec::new();
+    for entry in fs::read_dir(directory)? {
+        let entry = entry?;
+        let path = entry.path();
+        // Only links cost a look at the file.
+        let is_directory =
+            entry.file_type().is_ok_and(|kind| kind.is_dir() || (kind.is_symlink() && path.is_dir()));
+        if is_manifest(&path) && !is_directory {
+            paths.push(path);
+        }
+    }
     paths.sort();
     Ok(paths)
 }

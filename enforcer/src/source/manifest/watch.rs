@@ -4,7 +4,7 @@ use std::{
     collections::{BTreeMap, BTreeSet},
     fs, io,
     os::unix::fs::MetadataExt,
-    path::{Path, PathBuf},
+    path::{self, Path, PathBuf},
     sync::{Arc, Mutex, MutexGuard, PoisonError, mpsc as channel},
     thread,
     time::{Duration, Instant, SystemTime},
@@ -49,7 +49,10 @@ pub struct Watcher {
 
 impl Watcher {
     /// Reads the directory and sends the complete state as first update, then one update per settled edit.
-    pub fn start(directory: PathBuf, updates: mpsc::Sender<Update>) -> Result<Self, WatchError> {
+    pub fn start(directory: &Path, updates: mpsc::Sender<Update>) -> Result<Self, WatchError> {
+        // Notifications carry absolute names: a file must not be known by two.
+        let directory = path::absolute(directory)
+            .map_err(|source| WatchError::List { directory: directory.to_owned(), source })?;
         // Watch first, then read: an edit in between is seen twice rather than never.
         let (sender, events) = channel::channel();
         let notifier = notifier(&directory, sender.clone())?;
@@ -133,7 +136,7 @@ impl Directory {
         let mut next_rescan = Instant::now() + RESCAN;
         while !updates.is_closed() {
             let dirty = match events.recv_timeout(next_rescan.saturating_duration_since(Instant::now())) {
-                Ok(event) => settle(&event, events),
+                Ok(event) => settle(&self.path, &event, events),
                 Err(_) => Dirty::Everything,
             };
             let update = match dirty {
@@ -218,13 +221,14 @@ impl Directory {
 
 /// Waits until the edit that begins with `event` is over.
 fn settle(
+    directory: &Path,
     event: &notify::Result<notify::Event>,
     events: &channel::Receiver<notify::Result<notify::Event>>,
 ) -> Dirty {
     let end = Instant::now() + LONGEST_EDIT;
     let (mut dirty, mut half_written) = (Dirty::Files(BTreeSet::new()), BTreeSet::new());
     let mut note = |event: &notify::Result<notify::Event>| {
-        dirty.note(event);
+        dirty.note(directory, event);
         note_writer(&mut half_written, event);
         if half_written.is_empty() { QUIET } else { LONGEST_EDIT }
     };
@@ -252,7 +256,7 @@ fn note_writer(half_written: &mut BTreeSet<PathBuf>, event: &notify::Result<noti
 const WRITTEN: EventKind = EventKind::Access(AccessKind::Close(AccessMode::Write));
 
 impl Dirty {
-    fn note(&mut self, event: &notify::Result<notify::Event>) {
+    fn note(&mut self, directory: &Path, event: &notify::Result<notify::Event>) {
         let event = match event {
             Ok(event) if !event.need_rescan() => event,
             // Notifications were lost.
@@ -261,14 +265,20 @@ impl Dirty {
         if event.kind.is_access() && event.kind != WRITTEN {
             return;
         }
-        // What is no manifest by its name may be what manifests are links to, as in a ConfigMap's volume.
-        if !event.paths.iter().all(|path| is_manifest(path)) {
+        if event.paths.iter().any(|path| leads_to_manifests(path, directory)) {
             return *self = Self::Everything;
         }
         if let Self::Files(files) = self {
-            files.extend(event.paths.iter().cloned());
+            files.extend(event.paths.iter().filter(|path| is_manifest(path)).cloned());
         }
     }
+}
+
+/// No manifest by its name, but manifests may be links through it (as in a `ConfigMap`'s volume, by `..data`),
+/// or it is the directory itself. Other files, such as an editor's, are of no interest.
+fn leads_to_manifests(path: &Path, directory: &Path) -> bool {
+    let is_way = || fs::symlink_metadata(path).is_ok_and(|m| m.is_symlink() || m.is_dir());
+    path.parent() != Some(directory) || (!is_manifest(path) && is_way())
 }
 
 fn identity(directory: &Path) -> Option<(u64, u64)> {

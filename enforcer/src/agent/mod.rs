@@ -36,11 +36,7 @@ use self::{
 };
 use crate::{
     api::{self, FlowQuery},
-    flow::{
-        Pipeline,
-        names::Names,
-        reader::KernelEvents,
-    },
+    flow::{Pipeline, names::Names, reader::KernelEvents},
     source::manifest::Watcher,
 };
 
@@ -71,7 +67,7 @@ pub async fn run(settings: Settings) -> anyhow::Result<()> {
         .with_context(|| format!("cannot make {}", settings.state.display()))?;
     let (names, names_seen) = watch::channel(Arc::new(Names::default()));
     let (updates_in, mut updates) = mpsc::channel(16);
-    let watcher = Watcher::start(settings.manifests.clone(), updates_in)?;
+    let watcher = Watcher::start(&settings.manifests, updates_in)?;
     let (mut node, mut ebpf) = Node::open(&settings, Publisher { names, watcher })?;
     let ring = crate::datapath::kernel::take_ring(&mut ebpf)?;
     drop(ebpf); // maps and programs live on: pinned, and held by `node`

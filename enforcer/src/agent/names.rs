@@ -35,12 +35,19 @@ impl Node {
 
     fn tables_of_names(&self, image: &Image) -> Tables {
         let numbers = self.tables.numbers();
-        let parties: BTreeMap<IpAddr, Arc<Party>> =
-            self.index.owned_addresses().map(|(address, owner)| (address, Arc::new(self.party(address, owner, image)))).collect();
+        let parties: BTreeMap<IpAddr, Arc<Party>> = self
+            .index
+            .owned_addresses()
+            .map(|(address, owner)| (address, Arc::new(self.party(address, owner, image))))
+            .collect();
         let endpoints = self.endpoints.iter().filter_map(|endpoint| {
             let pod = endpoint.pod().and_then(|key| self.index.pod(&key))?;
             let record = image.endpoints.get(&endpoint.sandbox.host_ifindex)?;
-            let party = Party { who: who(pod, endpoint.id), identity: record.identity, tenant: self.tenant_of(&pod.key) };
+            let party = Party {
+                who: who(pod, endpoint.id),
+                identity: record.identity,
+                tenant: self.tenant_of(&pod.key),
+            };
             let local = LocalPod {
                 party: Arc::new(party),
                 addresses: endpoint.sandbox.addresses.iter().copied().collect(),
@@ -52,7 +59,11 @@ impl Node {
         });
         let policies = self.index.policies().map(|policy| {
             let reference = ObjectRef { kind: Kind::NetworkPolicy, key: policy.key.clone() };
-            let place = self.names.watcher.origin(&reference).map(|o| Place { file: o.file.display().to_string(), line: o.line });
+            let place = self
+                .names
+                .watcher
+                .origin(&reference)
+                .map(|o| Place { file: o.file.display().to_string(), line: o.line });
             (policy.key.clone(), Arc::new(PolicyInfo { labels: policy.labels.clone(), place }))
         });
         Tables {

@@ -208,12 +208,14 @@ impl Node {
 
     /// ADD: returns when programs and rules are in the kernel. Undoes what it did when it cannot.
     pub fn add(&mut self, attachment: &AttachmentId, sandbox: &Sandbox) -> Result<(), NotAdded> {
-        let refuse = |code, message: &str| {
-            NotAdded::Answer(CniAnswer::Failed { code, message: message.to_owned() })
-        };
+        let refuse =
+            |code, message: &str| NotAdded::Answer(CniAnswer::Failed { code, message: message.to_owned() });
         let again = |message| NotAdded::Answer(CniAnswer::TryAgain { message });
         let Some(name) = &sandbox.pod else {
-            return Err(refuse(INVALID_ENVIRONMENT, "CNI_ARGS names no pod (K8S_POD_NAMESPACE, K8S_POD_NAME)"));
+            return Err(refuse(
+                INVALID_ENVIRONMENT,
+                "CNI_ARGS names no pod (K8S_POD_NAMESPACE, K8S_POD_NAME)",
+            ));
         };
         if sandbox.addresses.is_empty() {
             return Err(refuse(INVALID_CONFIGURATION, "prevResult gives the pod no address"));
@@ -235,7 +237,9 @@ impl Node {
                 &format!("there is no interface {} with index {}", sandbox.host_ifname, sandbox.host_ifindex),
             ));
         }
-        if self.endpoints.get(attachment).is_some_and(|e| e.sandbox == *sandbox) && self.check(attachment, sandbox).is_ok() {
+        if self.endpoints.get(attachment).is_some_and(|e| e.sandbox == *sandbox)
+            && self.check(attachment, sandbox).is_ok()
+        {
             return Ok(()); // asked twice
         }
 
@@ -338,7 +342,9 @@ impl Node {
             }
             CniRequest::Gc { network, valid } => self.gc(&network, &valid),
             CniRequest::Status if !self.source.synced => {
-                return CniAnswer::TryAgain { message: "the cluster's objects are still being read".to_owned() };
+                return CniAnswer::TryAgain {
+                    message: "the cluster's objects are still being read".to_owned(),
+                };
             }
             CniRequest::Status => {
                 if let Some(error) = &self.health.error {

@@ -26,7 +26,8 @@ pub enum Output {
 
 pub async fn run(args: &Args, out: &mut impl Write) -> anyhow::Result<ExitCode> {
     let answer = api::status(&args.socket).await?;
-    let status: Status = serde_json::from_value(answer).context("the agent's answer is of another version")?;
+    let status: Status =
+        serde_json::from_value(answer).context("the agent's answer is of another version")?;
     match args.output {
         Output::Json => {
             serde_json::to_writer_pretty(&mut *out, &status)?;

@@ -4,11 +4,7 @@
 //! of a probe is one `BPF_PROG_TEST_RUN` of the opening packet. Test runs carry interface index 1
 //! (loopback), so the judging pod's record is copied there first.
 
-use std::{
-    collections::BTreeMap,
-    net::IpAddr,
-    sync::Arc,
-};
+use std::{collections::BTreeMap, net::IpAddr, sync::Arc};
 
 use aya::{
     Ebpf,
@@ -164,9 +160,14 @@ impl NodeKernel {
     /// Why the connection that was just tracked may pass, at the end of this address.
     fn granted(&mut self, own: IpAddr) -> Vec<Grant> {
         let maps = self.tables.kernel();
-        let v4 = maps.conns_v4().entries().find_map(|(key, conn)| own_rule(&key.addresses.map(IpAddr::from), &conn, own));
+        let v4 = maps
+            .conns_v4()
+            .entries()
+            .find_map(|(key, conn)| own_rule(&key.addresses.map(IpAddr::from), &conn, own));
         let rule = v4.or_else(|| {
-            maps.conns_v6().entries().find_map(|(key, conn)| own_rule(&key.addresses.map(IpAddr::from), &conn, own))
+            maps.conns_v6()
+                .entries()
+                .find_map(|(key, conn)| own_rule(&key.addresses.map(IpAddr::from), &conn, own))
         });
         rule.and_then(|rule| self.tables.numbers().grants.value(rule)).cloned().into_iter().collect()
     }

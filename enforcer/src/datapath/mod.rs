@@ -10,9 +10,9 @@ pub mod kernel;
 mod numbers;
 pub mod programs;
 pub mod sweep;
-mod transition;
 #[cfg(test)]
 mod tests;
+mod transition;
 
 use std::{
     collections::BTreeMap,

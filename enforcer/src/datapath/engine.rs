@@ -85,7 +85,7 @@ impl KernelEngine {
             destination_port: flow.port,
         };
         let verdict = node.judge(record, &opening, direction)?;
-        if other.endpoint.as_ref() == Some(endpoint) {
+        if other.address == own.address {
             return Ok(Side { verdict, by: "own address".to_owned() });
         }
         let by = match verdict {

@@ -23,6 +23,12 @@ pub fn to_pod(ctx: TcContext) -> i32 {
     run(ctx, Hook::ToPod)
 }
 
+/// What a hook costs by itself: never attached, but measured beside the others.
+#[classifier]
+pub fn nothing(_ctx: TcContext) -> i32 {
+    TC_ACT_UNSPEC
+}
+
 #[inline(always)]
 fn run(ctx: TcContext, hook: Hook) -> i32 {
     if decide(&Skb::new(ctx), &Kernel, hook).is_drop() { TC_ACT_SHOT } else { TC_ACT_UNSPEC }

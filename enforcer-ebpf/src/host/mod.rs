@@ -1,5 +1,7 @@
 //! The tables and the packet on the host: what tests, fuzzers and offline questions run the decision on.
 
+pub mod frames;
+
 use core::{
     cell::{Cell, RefCell, UnsafeCell},
     hash::Hash,

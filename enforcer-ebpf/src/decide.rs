@@ -13,7 +13,7 @@ use crate::{
     family::{Family, V4, V6},
     flow::Flow,
     guard,
-    packet::{ETHER_ARP, ETHER_IPV4, ETHER_IPV6, ETHERNET_LEN, Packet, TCP},
+    packet::{ETHER_ARP, ETHER_IPV4, ETHER_IPV6, ETHERNET_LEN, IGMP, Packet, TCP},
     reason::Reason,
     related::related,
     report,
@@ -211,6 +211,9 @@ fn judge<F: Family, P: Packet, T: Tables + Addresses<F>, H: At>(
         && let Some(reason) = F::discovery(packet, site, flow)?
     {
         return Ok(reason);
+    }
+    if F::NUMBER == 4 && flow.protocol == IGMP && F::is_multicast(flow.destination) {
+        return Ok(guard::membership(site, flow)?);
     }
     guard::addresses(packet, site, flow)?;
     let reason = if flow.source == flow.destination {

@@ -104,6 +104,18 @@ pub fn tunnel<F: Family, T: Tables + Addresses<F>, H: At>(
     }
 }
 
+/// IGMP does for IPv4 what listener discovery does for IPv6: a pod reports its own memberships, and hears the
+/// bridge's queries.
+#[inline(always)]
+pub fn membership<F: Family, T, H: At>(site: &Site<T, H>, flow: &Flow<F>) -> Result<Reason, Reason> {
+    let own = F::own(site.endpoint);
+    if H::HOOK == Hook::ToPod || flow.source == F::UNSPECIFIED || flow.source == own {
+        Ok(Reason::Neighbour)
+    } else {
+        Err(Reason::SourceIp)
+    }
+}
+
 const MLD_REPORT: u8 = 131;
 const MLD_DONE: u8 = 132;
 const ROUTER_SOLICITATION: u8 = 133;

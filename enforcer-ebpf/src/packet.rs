@@ -100,6 +100,7 @@ pub const ETHER_IPV6: u16 = 0x86dd;
 pub const ETHER_QINQ: u16 = 0x88a8;
 
 pub const ICMP: u8 = 1;
+pub const IGMP: u8 = 2;
 pub const TCP: u8 = 6;
 pub const UDP: u8 = 17;
 pub const ICMPV6: u8 = 58;

@@ -2,6 +2,7 @@
 #![expect(clippy::unwrap_used, reason = "tests")]
 
 use std::{
+    cell::RefCell,
     collections::BTreeSet,
     env,
     net::{SocketAddr, UdpSocket},
@@ -17,6 +18,7 @@ use lab::{
     Blocked, Family, Knock, Lab, Outcome, Plan, Pod, PodSpec, Start, Stream, Transport,
     matrix::SETTLES_WITHIN, netns::Netns, probe::attempt, until,
 };
+use serde_json::Value;
 
 const PATIENCE: Duration = Duration::from_secs(2);
 
@@ -185,11 +187,16 @@ spec:
 fn start_knocking(lab: &Lab, spec: PodSpec, door: &Pod, early: bool) -> Duration {
     let key = spec.key();
     let (tcp, udp) = (SocketAddr::new(door.ip(Family::V4), 80), SocketAddr::new(door.ip(Family::V6), 53));
-    let knock = |netns: &Netns| [(tcp, Transport::Tcp), (udp, Transport::Udp)].map(|(door, transport)| Knock::start(netns, door, transport).unwrap());
+    let knock = |netns: &Netns| {
+        [(tcp, Transport::Tcp), (udp, Transport::Udp)]
+            .map(|(door, transport)| Knock::start(netns, door, transport).unwrap())
+    };
     let knocks = RefCell::new(Vec::new());
     let mut first = None;
     let start = Start {
-        before_add: early.then(|| -> Box<dyn FnOnce(&Netns)> { Box::new(|netns| knocks.borrow_mut().extend(knock(netns))) }),
+        before_add: early.then(|| -> Box<dyn FnOnce(&Netns)> {
+            Box::new(|netns| knocks.borrow_mut().extend(knock(netns)))
+        }),
         first_act: Some(Box::new(|netns| {
             if !early {
                 knocks.borrow_mut().extend(knock(netns));
@@ -295,7 +302,10 @@ fn await_policy(lab: &Lab, pod: &str, policy: &str) {
         let pod = endpoints.iter().find(|e| e["pod"] == pod).unwrap();
         pod["upToDate"] == true && pod["ingress"].as_array().unwrap().contains(&policy.into())
     };
-    assert!(isolates(&until(SETTLES_WITHIN, || lab.agent(1).status(), isolates).unwrap()), "{policy} on {pod}");
+    assert!(
+        isolates(&until(SETTLES_WITHIN, || lab.agent(1).status(), isolates).unwrap()),
+        "{policy} on {pod}"
+    );
 }
 
 /// Sends to the first form's ports until one arrives: the policy is in force, and the path is warm.

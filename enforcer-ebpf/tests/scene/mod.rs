@@ -645,6 +645,28 @@ fn four(cases: &mut Vec<Case>) {
     let mut overlap = ar.tcp(1, 2, SYN);
     overlap[21] = 1;
     case("a fragment that would overwrite judged ports", vec![Packet(A, FromPod, overlap, R::InvalidHeader)]);
+    // Membership messages carry a Router Alert option (RFC 2236 section 2): 24 bytes of header.
+    let igmp = |who: Hook, frame: Vec<u8>| {
+        let mut frame = frame;
+        frame[14] = 0x46;
+        frame[17] += 4;
+        frame[23] = 2;
+        frame[30..34].copy_from_slice(&[224, 0, 0, 1]);
+        frame.splice(34..34, [0x94, 4, 0, 0]);
+        (who, frame)
+    };
+    let (from, own) = igmp(FromPod, ar.udp(0, 0));
+    let (to, query) = igmp(ToPod, between(Remote, A, false).udp(0, 0));
+    let mut forged = own.clone();
+    forged[29] = 99;
+    case(
+        "group membership: the pod's own, and queries for it",
+        vec![
+            Packet(A, from, own, R::Neighbour),
+            Packet(A, to, query, R::Neighbour),
+            Packet(A, from, forged, R::SourceIp),
+        ],
+    );
     case(
         "limited broadcast",
         vec![Packet(

@@ -11,6 +11,7 @@ use crate::{
         INGRESS, Peer, PolicyWord,
     },
     family::{Family, V4, V6},
+    fast,
     flow::Flow,
     guard,
     packet::{ETHER_ARP, ETHER_IPV4, ETHER_IPV6, ETHERNET_LEN, IGMP, Packet, TCP},
@@ -166,8 +167,18 @@ fn frame<P: Packet, T: Tables, H: At>(packet: &P, tables: &T) -> Reason {
     let policy = unsafe { ptr::read_volatile(&raw const endpoint.policy) };
     let site = Site::<T, H> { tables, endpoint, policy, ifindex, at: PhantomData };
     let reason = match guard::frame(packet, &site) {
-        Ok(ETHER_IPV4) => return internet::<V4, P, T, H>(packet, &site),
-        Ok(ETHER_IPV6) => return internet::<V6, P, T, H>(packet, &site),
+        Ok(ETHER_IPV4) => {
+            return match fast::tracked::<V4, P, T, H>(packet, &site) {
+                Some(reason) => reason,
+                None => internet::<V4, P, T, H>(packet, &site),
+            };
+        }
+        Ok(ETHER_IPV6) => {
+            return match tracked_v6(packet, &site) {
+                Some(reason) => reason,
+                None => internet::<V6, P, T, H>(packet, &site),
+            };
+        }
         Ok(ETHER_ARP) => match guard::arp(packet, &site) {
             Ok(reason) => return reason,
             Err(reason) => reason,
@@ -176,6 +187,12 @@ fn frame<P: Packet, T: Tables, H: At>(packet: &P, tables: &T) -> Reason {
         Err(reason) => reason,
     };
     report::unread(packet, &site, 0, reason)
+}
+
+/// With a stack of its own: this key is the larger one.
+#[inline(never)]
+fn tracked_v6<P: Packet, T: Tables, H: At>(packet: &P, site: &Site<T, H>) -> Option<Reason> {
+    fast::tracked::<V6, P, T, H>(packet, site)
 }
 
 #[inline(never)]

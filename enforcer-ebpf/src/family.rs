@@ -5,6 +5,7 @@ use core::{fmt::Debug, mem::transmute};
 use crate::{
     abi::Endpoint,
     decide::{At, Site},
+    fast::Plain,
     flow::Flow,
     guard,
     packet::{ETHERNET_LEN, ICMP, ICMPV6, Ipv4, Ipv6, Packet},
@@ -36,6 +37,8 @@ pub trait Family: Sized + 'static {
     fn is_multicast(address: Self::Addr) -> bool;
     /// The ICMP message is about another packet, which it quotes.
     fn is_error(icmp_type: u8) -> bool;
+    /// The network header of a packet that can take the short way.
+    fn plain<P: Packet>(packet: &P) -> Option<Plain<Self>>;
     /// Reads the network header at `at`, up to the transport header, into an empty flow (in place, for
     /// the sake of the stack). A quoted packet may be cut short.
     fn network<P: Packet, T: Addresses<Self>, H: At>(
@@ -96,6 +99,21 @@ impl Family for V4 {
     #[inline(always)]
     fn is_error(icmp_type: u8) -> bool {
         matches!(icmp_type, 3 | 4 | 5 | 11 | 12)
+    }
+
+    #[inline(always)]
+    fn plain<P: Packet>(packet: &P) -> Option<Plain<Self>> {
+        const DO_NOT_FRAGMENT: u16 = 0x4000;
+        let ip: Ipv4 = packet.read(ETHERNET_LEN as usize).ok()?;
+        let total = u32::from(u16::from_be_bytes(ip.total));
+        if ip.version_ihl != 0x45
+            || u16::from_be_bytes(ip.fragment) & !DO_NOT_FRAGMENT != 0
+            || total + ETHERNET_LEN > packet.len()
+        {
+            return None;
+        }
+        let payload = total.checked_sub(20)?;
+        Some(Plain { source: ip.source, destination: ip.destination, protocol: ip.protocol, payload })
     }
 
     #[inline(always)]
@@ -226,6 +244,16 @@ impl Family for V6 {
     #[inline(always)]
     fn is_error(icmp_type: u8) -> bool {
         icmp_type < 128
+    }
+
+    #[inline(always)]
+    fn plain<P: Packet>(packet: &P) -> Option<Plain<Self>> {
+        let ip: Ipv6 = packet.read(ETHERNET_LEN as usize).ok()?;
+        let payload = u32::from(u16::from_be_bytes(ip.payload));
+        if ip.version_class >> 4 != 6 || payload + ETHERNET_LEN + 40 > packet.len() {
+            return None;
+        }
+        Some(Plain { source: ip.source, destination: ip.destination, protocol: ip.next, payload })
     }
 
     #[inline(always)]

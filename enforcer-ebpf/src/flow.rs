@@ -107,13 +107,7 @@ impl<F: Family> Flow<F> {
     /// has its type and code as the sender's port and 0xffff as the receiver's: it is nobody's reply.
     #[inline(always)]
     pub fn key(&self) -> (ConnKey<F::Addr>, usize) {
-        let (source, destination) = (self.source, self.destination);
-        let [from, to] = self.ports;
-        if self.sender() == 0 {
-            (self.ordered([source, destination], [from, to]), 0)
-        } else {
-            (self.ordered([destination, source], [to, from]), 1)
-        }
+        key::<F>(self.source, self.destination, self.ports, self.protocol)
     }
 
     /// The side of the connection's key that sent this packet.
@@ -128,11 +122,6 @@ impl<F: Family> Flow<F> {
     pub fn reverse(&mut self) {
         (self.source, self.destination) = (self.destination, self.source);
         self.ports = [self.ports[1], self.ports[0]];
-    }
-
-    #[inline(always)]
-    fn ordered(&self, addresses: [F::Addr; 2], ports_be: [[u8; 2]; 2]) -> ConnKey<F::Addr> {
-        ConnKey { addresses, ports_be, protocol: self.protocol, pad: [0; 3] }
     }
 
     /// Begins with the transport header, and more fragments follow.
@@ -181,5 +170,20 @@ impl<F: Family> Flow<F> {
             TCP | UDP | SCTP => self.ports[which & 1],
             _ => [0; 2],
         }
+    }
+}
+
+/// The key of a packet's connection, and the side of it that sent the packet.
+#[inline(always)]
+pub fn key<F: Family>(
+    source: F::Addr,
+    destination: F::Addr,
+    [from, to]: [[u8; 2]; 2],
+    protocol: u8,
+) -> (ConnKey<F::Addr>, usize) {
+    if F::lower((source, from), (destination, to)) {
+        (ConnKey { addresses: [source, destination], ports_be: [from, to], protocol, pad: [0; 3] }, 0)
+    } else {
+        (ConnKey { addresses: [destination, source], ports_be: [to, from], protocol, pad: [0; 3] }, 1)
     }
 }

@@ -3,6 +3,7 @@
 //!
 //! ```text
 //! frame ─ decide ─┬─ guard    the pod speaks for itself: MAC, ARP, discovery, addresses
+//!                 ├─ fast     most packets end here: their connection is tracked and allowed
 //!                 ├─ family   network header of IPv4 or IPv6 ─▶ flow: ports, fragment, connection key
 //!                 ├─ track    the connection's entry, this end's word in it ─▶ rules: may it begin?
 //!                 ├─ related  ICMP errors about a tracked connection
@@ -18,6 +19,7 @@ extern crate std;
 pub mod abi;
 pub mod decide;
 pub mod family;
+mod fast;
 pub mod flow;
 mod guard;
 #[cfg(any(test, feature = "host"))]

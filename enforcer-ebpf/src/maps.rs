@@ -35,9 +35,9 @@ static PREFIXES_V6: LpmTrie<Addr<V6>, Peer> = LpmTrie::with_max_entries(1 << 16,
 #[map]
 static RULES: LpmTrie<RuleKey, u32> = LpmTrie::with_max_entries(1 << 22, 0);
 #[map]
-static CONNS_V4: LruHashMap<ConnKey<Addr<V4>>, Conn> = LruHashMap::with_max_entries(1 << 18, 0);
+static CONNS_V4: LruHashMap<[u64; 2], Conn> = LruHashMap::with_max_entries(1 << 18, 0);
 #[map]
-static CONNS_V6: LruHashMap<ConnKey<Addr<V6>>, Conn> = LruHashMap::with_max_entries(1 << 18, 0);
+static CONNS_V6: LruHashMap<[u64; 5], Conn> = LruHashMap::with_max_entries(1 << 18, 0);
 #[map]
 static FRAGMENTS: LruHashMap<FragmentKey, Fragment> = LruHashMap::with_max_entries(8192, 0);
 #[map]
@@ -58,11 +58,36 @@ const _: () = assert!(size_of::<Flow<V6>>() <= size_of::<[u64; 7]>());
 
 type Addr<F> = <F as Family>::Addr;
 // The keys have the size that the agent knows them by.
-const _: () = assert!(size_of::<ConnKey<Addr<V4>>>() == size_of::<ConnKey4>());
-const _: () = assert!(size_of::<ConnKey<Addr<V6>>>() == size_of::<ConnKey6>());
+const _: () = assert!(size_of::<[u64; 2]>() == size_of::<ConnKey4>());
+const _: () = assert!(size_of::<[u64; 5]>() == size_of::<ConnKey6>());
 
 /// All maps of the kernel.
 pub struct Kernel;
+
+/// What follows the addresses in a key of the kernel.
+#[inline(always)]
+fn tail<A>(key: &ConnKey<A>) -> u64 {
+    let [low, high] = key.ports_be.map(u16::from_ne_bytes).map(u64::from);
+    let protocol = u64::from(key.protocol);
+    if cfg!(target_endian = "little") {
+        low | high << 16 | protocol << 32
+    } else {
+        low << 48 | high << 32 | protocol << 24
+    }
+}
+
+/// A connection's key as whole words: built byte by byte it would stall the lookup that reads words.
+#[inline(always)]
+fn words_v4(key: &ConnKey<Addr<V4>>) -> [u64; 2] {
+    let [low, high] = key.addresses.map(u64::from);
+    [if cfg!(target_endian = "little") { low | high << 32 } else { low << 32 | high }, tail(key)]
+}
+
+#[inline(always)]
+fn words_v6(key: &ConnKey<Addr<V6>>) -> [u64; 5] {
+    let [[a, b], [c, d]] = key.addresses;
+    [a, b, c, d, tail(key)]
+}
 
 /// Keys are eight-byte aligned on the stack, so that they are written in whole words.
 #[repr(C, align(8))]
@@ -71,7 +96,7 @@ struct Aligned<T>(T);
 const EEXIST: i32 = -17;
 
 macro_rules! addresses {
-    ($family:ty, $peers:ident, $prefixes:ident, $conns:ident) => {
+    ($family:ty, $peers:ident, $prefixes:ident, $conns:ident, $words:path) => {
         impl Addresses<$family> for Kernel {
             #[inline(always)]
             fn peer(&self, address: Addr<$family>) -> Option<Peer> {
@@ -100,14 +125,14 @@ macro_rules! addresses {
 
             #[inline(always)]
             fn conn(&self, key: &ConnKey<Addr<$family>>) -> Option<ConnRef<'_>> {
-                let conn = NonNull::new($conns.get_ptr_mut(key)?)?;
+                let conn = NonNull::new($conns.get_ptr_mut($words(key))?)?;
                 // SAFETY: a map's value stays mapped while the program runs.
                 Some(unsafe { ConnRef::new(conn) })
             }
 
             #[inline(always)]
             fn insert_conn(&self, key: &ConnKey<Addr<$family>>, conn: &Conn) -> Inserted {
-                match $conns.insert(key, conn, u64::from(BPF_NOEXIST)) {
+                match $conns.insert($words(key), conn, u64::from(BPF_NOEXIST)) {
                     Ok(()) => Inserted::Done,
                     Err(EEXIST) => Inserted::Exists,
                     Err(_) => Inserted::Full,
@@ -116,8 +141,8 @@ macro_rules! addresses {
         }
     };
 }
-addresses!(V4, PEERS_V4, PREFIXES_V4, CONNS_V4);
-addresses!(V6, PEERS_V6, PREFIXES_V6, CONNS_V6);
+addresses!(V4, PEERS_V4, PREFIXES_V4, CONNS_V4, words_v4);
+addresses!(V6, PEERS_V6, PREFIXES_V6, CONNS_V6, words_v6);
 
 impl Tables for Kernel {
     #[inline(always)]

@@ -45,7 +45,8 @@ pub fn answer(objects: &[Object], settings: &Settings, probe: &Probe) -> Option<
         port: probe.port?,
     };
     let (source, destination) = (cluster.pod_at(&probe.src, src), cluster.pod_at(&probe.dst, dst));
-    if source.is_some_and(|pod| destination.is_some_and(|other| pod.key == other.key)) {
+    // What is sent to one's own address never leaves the pod, whoever else may claim the address.
+    if src == dst {
         return Some(Verdicts { egress: true, ingress: true });
     }
     let egress = source.is_none_or(|pod| cluster.allows(pod, false, dst, wanted));

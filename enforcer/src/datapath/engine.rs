@@ -43,12 +43,20 @@ pub enum EngineError {
 pub struct KernelEngine {
     simulator: Simulator,
     nodes: BTreeMap<Option<String>, NodeKernel>,
+    /// Loaded for an earlier cluster: loading costs a second, mostly the verifier's.
+    spare: Vec<NodeKernel>,
     source_port: u16,
 }
 
 impl KernelEngine {
     pub fn new(simulator: Simulator) -> Self {
-        Self { simulator, nodes: BTreeMap::new(), source_port: 0 }
+        Self { simulator, nodes: BTreeMap::new(), spare: Vec::new(), source_port: 0 }
+    }
+
+    /// The same programs, to be asked about another cluster.
+    pub fn ask_about(&mut self, simulator: Simulator) {
+        self.simulator = simulator;
+        self.spare.extend(std::mem::take(&mut self.nodes).into_values());
     }
 
     pub fn answer(&mut self, probe: &Probe) -> Result<Answer, EngineError> {
@@ -71,7 +79,9 @@ impl KernelEngine {
         let Some(endpoint) = &own.endpoint else { return Ok(evaluate::allow("not a pod")) };
         if !self.nodes.contains_key(&endpoint.node) {
             let compiled = self.simulator.compiled(endpoint.node.as_deref());
-            self.nodes.insert(endpoint.node.clone(), NodeKernel::new(compiled)?);
+            let mut kernel = self.spare.pop().map_or_else(NodeKernel::load, Ok)?;
+            kernel.hold(compiled)?;
+            self.nodes.insert(endpoint.node.clone(), kernel);
         }
         let node = self.nodes.get_mut(&endpoint.node).expect("inserted above");
         let record = node.record(&endpoint.pod, own.address);
@@ -105,12 +115,17 @@ struct NodeKernel {
 }
 
 impl NodeKernel {
-    fn new(compiled: Arc<Compiled>) -> Result<Self, DatapathError> {
+    fn load() -> Result<Self, DatapathError> {
         let mut ebpf = load_private(Capacity { connections: 1024 })?;
-        let mut tables = Tables::open(Maps::take(&mut ebpf)?, None)?;
+        let tables = Tables::open(Maps::take(&mut ebpf)?, None)?;
+        Ok(Self { ebpf, tables, compiled: Arc::default(), interfaces: BTreeMap::new() })
+    }
+
+    /// Fills the maps as the agent would, whatever they held before.
+    fn hold(&mut self, compiled: Arc<Compiled>) -> Result<(), DatapathError> {
         let pods = compiled.endpoints.keys().zip(LOOPBACK + 1..);
-        let interfaces: BTreeMap<_, _> = pods.map(|(pod, ifindex)| (pod.clone(), ifindex)).collect();
-        let locals = interfaces.iter().map(|(pod, ifindex)| {
+        self.interfaces = pods.map(|(pod, ifindex)| (pod.clone(), ifindex)).collect();
+        let locals = self.interfaces.iter().map(|(pod, ifindex)| {
             let local = Local {
                 id: *ifindex,
                 ifindex: *ifindex,
@@ -123,9 +138,11 @@ impl NodeKernel {
         });
         // The compiled policy is all there is: one scope, one state.
         let compile = |_: &_| Compiled::clone(&compiled);
-        let plan = tables.plan(compile, Scope::default(), &locals.collect())?;
-        tables.carry_out(plan)?;
-        Ok(Self { ebpf, tables, compiled, interfaces })
+        let plan = self.tables.plan(compile, Scope::default(), &locals.collect())?;
+        self.tables.carry_out(plan)?;
+        self.tables.tidy(&compiled)?;
+        self.compiled = compiled;
+        Ok(())
     }
 
     /// The pod's record as if it hung on the test run's interface, owning `address`.

@@ -18,7 +18,7 @@ use crate::{
     reason::Reason,
     related::related,
     report,
-    tables::{Addresses, ConnRef, Inserted, Tables, tick},
+    tables::{Addresses, ConnRef, Inserted, Tables},
     track::track,
 };
 
@@ -259,7 +259,7 @@ fn later_fragment<F: Family, T: Tables, H: At>(site: &Site<T, H>, flow: &Flow<F>
     match site.tables.fragment(&fragment_key(site, flow)) {
         Some(first)
             if first.generation == site.policy.generation()
-                && tick(site.tables.now()).wrapping_sub(first.tick) <= FRAGMENT_TICKS =>
+                && site.tables.tick().wrapping_sub(first.tick) <= FRAGMENT_TICKS =>
         {
             Ok(Reason::Fragment)
         }
@@ -269,7 +269,7 @@ fn later_fragment<F: Family, T: Tables, H: At>(site: &Site<T, H>, flow: &Flow<F>
 
 #[inline(never)]
 fn remember_fragment<F: Family, T: Tables, H: At>(site: &Site<T, H>, flow: &Flow<F>) {
-    let fragment = Fragment { generation: site.policy.generation(), tick: tick(site.tables.now()) };
+    let fragment = Fragment { generation: site.policy.generation(), tick: site.tables.tick() };
     site.tables.remember_fragment(&fragment_key(site, flow), fragment);
 }
 

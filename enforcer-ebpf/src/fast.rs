@@ -9,7 +9,7 @@ use crate::{
     flow::key,
     packet::{Packet, Ports, TCP, TCP_ACK, TCP_FIN, TCP_RST, TCP_SYN, UDP},
     reason::Reason,
-    tables::{Addresses, Tables, tick},
+    tables::{Addresses, Tables},
 };
 
 /// A packet of TCP or UDP without options, extension headers or fragments.
@@ -61,7 +61,7 @@ pub fn tracked<F: Family, P: Packet, T: Tables + Addresses<F>, H: At>(
     if conn.end(own).generation() != generation || generation == 0 || state & !CONN_REPLIED != 0 {
         return None;
     }
-    conn.seen(tick(site.tables.now()));
+    conn.seen(site.tables.tick());
     if conn.counter() == own {
         conn.add(sender, packet.len());
     }

@@ -4,7 +4,7 @@ use core::{cell::Cell, ptr::NonNull};
 
 use aya_ebpf::{
     bindings::{BPF_F_NO_PREALLOC, BPF_NOEXIST},
-    helpers::bpf_ktime_get_coarse_ns,
+    helpers::{bpf_jiffies64, bpf_ktime_get_coarse_ns},
     macros::map,
     maps::{Array, HashMap, LpmTrie, LruHashMap, PerCpuArray, RingBuf, lpm_trie::Key},
 };
@@ -16,7 +16,7 @@ use bulkhead_ebpf::{
     family::{Family, V4, V6},
     flow::Flow,
     reason::{REASONS, Reason},
-    tables::{Addresses, ConnRef, Inserted, Tables},
+    tables::{Addresses, ConnRef, Inserted, Tables, tick},
 };
 
 #[map]
@@ -55,6 +55,16 @@ static LOST: PerCpuArray<u64> = PerCpuArray::with_max_entries(LOST_LEN, 0);
 #[map]
 static SCRATCH: PerCpuArray<[u64; 7]> = PerCpuArray::with_max_entries(1, 0);
 const _: () = assert!(size_of::<Flow<V6>>() <= size_of::<[u64; 7]>());
+
+/// The tick that this processor has read last, and when.
+#[map]
+static CLOCK: PerCpuArray<Clock> = PerCpuArray::with_max_entries(1, 0);
+#[repr(C)]
+struct Clock {
+    jiffies: u64,
+    tick: u32,
+    pad: u32,
+}
 
 type Addr<F> = <F as Family>::Addr;
 // The keys have the size that the agent knows them by.
@@ -193,6 +203,23 @@ impl Tables for Kernel {
     fn now(&self) -> u64 {
         // SAFETY: no arguments.
         unsafe { bpf_ktime_get_coarse_ns() }
+    }
+
+    /// Asks the clock only when the timer interrupt has moved it: jiffies are one load, the clock is calls.
+    #[inline(always)]
+    fn tick(&self) -> u32 {
+        // SAFETY: no arguments.
+        let jiffies = unsafe { bpf_jiffies64() };
+        match CLOCK.get_ptr_mut(0) {
+            // SAFETY: a map's value stays mapped while the program runs, and is this processor's alone.
+            Some(clock) => unsafe {
+                if (*clock).jiffies != jiffies {
+                    *clock = Clock { jiffies, tick: tick(self.now()), pad: 0 };
+                }
+                (*clock).tick
+            },
+            None => tick(self.now()),
+        }
     }
 
     #[inline(always)]

@@ -37,6 +37,10 @@ pub trait Tables: Addresses<V4> + Addresses<V6> {
     fn config(&self) -> Config;
     /// `CLOCK_MONOTONIC`, nanoseconds, coarse.
     fn now(&self) -> u64;
+    /// [`tick`] of now.
+    fn tick(&self) -> u32 {
+        tick(self.now())
+    }
     /// Hands out a zeroed event to fill, then sends it. False: no room, counted as lost.
     fn event(&self, fill: impl FnOnce(&mut Event)) -> bool;
     /// One more packet was decided for this reason.

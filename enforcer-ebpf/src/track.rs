@@ -167,7 +167,7 @@ fn account<F: Family, P: Packet, T: Tables + Addresses<F>, H: At>(
     if sender != opener {
         state |= CONN_REPLIED;
     }
-    conn.seen(tick(site.tables.now()));
+    conn.seen(site.tables.tick());
     if conn.counter() == own {
         conn.add(sender, packet.len());
         if is_closed(state) && state & CONN_ENDED == 0 {

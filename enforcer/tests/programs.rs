@@ -270,8 +270,11 @@ fn what_a_packet_costs() {
     kernel.reset();
     let median = |kernel: &Kernel, name: &str, frame: &[u8]| {
         let mut times: Vec<_> =
-            (0..9).map(|_| kernel.run_program(name, frame, 200_000).1.as_nanos()).collect();
+            (0..15).map(|_| kernel.run_program(name, frame, 200_000).1.as_nanos()).collect();
         times.sort_unstable();
+        if std::env::var_os("MIN").is_some() {
+            return times[0];
+        }
         times[times.len() / 2]
     };
     let run = |kernel: &Kernel, hook, frame: &[u8]| {

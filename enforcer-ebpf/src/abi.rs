@@ -135,7 +135,7 @@ pub type ConnKey4 = ConnKey<[u8; 4]>;
 pub type ConnKey6 = ConnKey<[u8; 16]>;
 const _: () = assert!(size_of::<ConnKey4>() == 16 && size_of::<ConnKey6>() == 40);
 
-/// A tracked connection. Maps `CONNS_V4`, `CONNS_V6` (LRU_HASH). Arrays are by side of the key.
+/// A tracked connection. Maps `CONNS_V4`, `CONNS_V6` (`LRU_HASH`). Arrays are by side of the key.
 /// Counts are written without atomics: two CPUs that carry one direction of one connection at once may
 /// lose a count, never a verdict.
 #[repr(C)]
@@ -186,7 +186,7 @@ impl EndWord {
     }
 }
 
-/// A datagram whose first fragment was allowed at one hook. Map `FRAGMENTS` (LRU_HASH), both families.
+/// A datagram whose first fragment was allowed at one hook. Map `FRAGMENTS` (`LRU_HASH`), both families.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct FragmentKey {
@@ -210,7 +210,7 @@ pub struct Fragment {
 }
 const _: () = assert!(size_of::<Fragment>() == 8);
 
-/// Like drops are counted together. Map `DROPS` (LRU_HASH).
+/// Like drops are counted together. Map `DROPS` (`LRU_HASH`).
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct DropKey {
@@ -291,7 +291,7 @@ pub struct Event {
     pub hook: u8,
     /// 1: the packet went against the connection's direction.
     pub is_reply: u8,
-    pub pad: [u8; 4],
+    pub pad: [u8; 8],
 }
 const _: () = assert!(size_of::<Event>() == 136);
 
@@ -322,9 +322,9 @@ pub mod names {
     pub const DROPS: &str = "DROPS";
     pub const CONFIG: &str = "CONFIG";
     pub const EVENTS: &str = "EVENTS";
-    /// PERCPU_ARRAY of u64 by reason code: packets decided for that reason.
+    /// `PERCPU_ARRAY` of u64 by reason code: packets decided for that reason.
     pub const COUNTERS: &str = "COUNTERS";
-    /// PERCPU_ARRAY of u64 by `LOST_*`.
+    /// `PERCPU_ARRAY` of u64 by `LOST_*`.
     pub const LOST: &str = "LOST";
 }
 /// Index in `LOST`: the ring buffer was full.

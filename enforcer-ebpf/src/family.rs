@@ -108,7 +108,7 @@ impl Family for V4 {
         let total = u32::from(u16::from_be_bytes(ip.total));
         if ip.version_ihl != 0x45
             || u16::from_be_bytes(ip.fragment) & !DO_NOT_FRAGMENT != 0
-            || total + ETHERNET_LEN > packet.len()
+            || total + ETHERNET_LEN > packet.frame_len()
         {
             return None;
         }
@@ -160,9 +160,9 @@ impl Family for V4 {
 /// cut into segments ("BIG TCP"): only those may leave it open.
 #[inline(always)]
 fn end<P: Packet>(packet: &P, at: u32, header: u32, total: u32, quoted: bool) -> Result<u32, Reason> {
-    let rest = packet.len().saturating_sub(at);
+    let rest = packet.frame_len().saturating_sub(at);
     if quoted || total == 0 && rest > 0xffff {
-        return Ok(packet.len());
+        return Ok(packet.frame_len());
     }
     if total < header || total > rest {
         return Err(Reason::InvalidHeader);
@@ -250,7 +250,7 @@ impl Family for V6 {
     fn plain<P: Packet>(packet: &P) -> Option<Plain<Self>> {
         let ip: Ipv6 = packet.read(ETHERNET_LEN as usize).ok()?;
         let payload = u32::from(u16::from_be_bytes(ip.payload));
-        if ip.version_class >> 4 != 6 || payload + ETHERNET_LEN + 40 > packet.len() {
+        if ip.version_class >> 4 != 6 || payload + ETHERNET_LEN + 40 > packet.frame_len() {
             return None;
         }
         Some(Plain { source: ip.source, destination: ip.destination, protocol: ip.next, payload })
@@ -269,7 +269,7 @@ impl Family for V6 {
             return Err(Reason::InvalidHeader);
         }
         let total = match u32::from(u16::from_be_bytes(ip.payload)) {
-            0 if packet.len() - at.min(packet.len()) > 0xffff + 40 => 0,
+            0 if packet.frame_len() - at.min(packet.frame_len()) > 0xffff + 40 => 0,
             payload => payload + 40,
         };
         let end = end(packet, at, 40, total, quoted)?;

@@ -63,7 +63,7 @@ pub fn tracked<F: Family, P: Packet, T: Tables + Addresses<F>, H: At>(
     }
     conn.seen(site.tables.tick());
     if conn.counter() == own {
-        conn.add(sender, packet.len());
+        conn.add(sender, packet.frame_len());
     }
     if sender != conn.opener() {
         conn.set_state(state, state | CONN_REPLIED);

@@ -12,7 +12,7 @@ use crate::{
     tables::{Addresses, Tables},
 };
 
-/// The Ethernet header; gives the EtherType.
+/// The Ethernet header; gives the type of what it carries.
 #[inline(always)]
 pub fn frame<P: Packet, T, H: At>(packet: &P, site: &Site<T, H>) -> Result<u16, Reason> {
     let ethernet: Ethernet = packet.read(0)?;

@@ -12,6 +12,9 @@
 //!
 //! What it reads and writes stands behind [`packet::Packet`] and [`tables::Tables`].
 #![no_std]
+#![expect(clippy::inline_always, reason = "the kernel allows no more than 512 bytes of stack over all calls")]
+#![expect(clippy::cast_possible_truncation, reason = "words are taken apart; a checked cast could panic")]
+#![expect(clippy::many_single_char_names, reason = "the bytes of an address have no better names")]
 
 #[cfg(any(test, feature = "host"))]
 extern crate std;

@@ -5,7 +5,7 @@ use crate::reason::Reason;
 /// A frame with its Ethernet header, however the host or the kernel keeps it.
 pub trait Packet {
     /// Bytes of the whole frame.
-    fn len(&self) -> u32;
+    fn frame_len(&self) -> u32;
     /// Interface whose hook sees the frame.
     fn ifindex(&self) -> u32;
     /// A VLAN tag was taken off the frame and is kept beside it.

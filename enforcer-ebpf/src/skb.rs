@@ -16,9 +16,9 @@ impl Skb {
     pub fn new(ctx: TcContext) -> Self {
         let this = Self(ctx);
         let linear = this.end() - this.start();
-        if linear < HEAD && (linear as u32) < this.len() {
+        if linear < HEAD && (linear as u32) < this.frame_len() {
             // On failure `read` finds the frame too short, and it is dropped.
-            let _ = this.0.pull_data(this.len().min(HEAD as u32));
+            let _ = this.0.pull_data(this.frame_len().min(HEAD as u32));
         }
         this
     }
@@ -39,7 +39,7 @@ impl Skb {
 
 impl Packet for Skb {
     #[inline(always)]
-    fn len(&self) -> u32 {
+    fn frame_len(&self) -> u32 {
         self.0.len()
     }
 

@@ -95,7 +95,7 @@ fn opened<F: Family, P: Packet, T: Tables, H: At>(
     let own = site.hook().own_side(sender);
     let end = EndWord::new(site.policy.generation(), rule);
     let none = EndWord(0);
-    let bytes = u64::from(packet.len());
+    let bytes = u64::from(packet.frame_len());
     let on = |side: usize| side == 0;
     Conn {
         ends: if on(own) { [end, none] } else { [none, end] },
@@ -169,7 +169,7 @@ fn account<F: Family, P: Packet, T: Tables + Addresses<F>, H: At>(
     }
     conn.seen(site.tables.tick());
     if conn.counter() == own {
-        conn.add(sender, packet.len());
+        conn.add(sender, packet.frame_len());
         if is_closed(state) && state & CONN_ENDED == 0 {
             state |= CONN_ENDED;
             report::end(packet, site, flow, conn, sender);

@@ -3,7 +3,7 @@
 
 mod scene;
 
-use std::{collections::BTreeSet, net::IpAddr};
+use std::collections::BTreeSet;
 
 use bulkhead_ebpf::{
     abi::{
@@ -17,31 +17,12 @@ use bulkhead_ebpf::{
     tables::Inserted,
 };
 use proptest::prelude::*;
-use scene::{A, B, Case, IFINDEX, Remote, Step, Who, between, cases, endpoint, octets};
+use scene::{
+    A, B, Block, Case, Host, IFINDEX, Node, OpenTenant, Remote, Step, Tenant, Unknown, Who, World, between,
+    cases, endpoint, memory, octets,
+};
 
-/// The scene in memory.
-fn memory() -> Memory {
-    let mut memory = Memory::default();
-    memory.config = scene::CONFIG;
-    memory.now.set(1 << 40);
-    for (address, peer) in scene::peers() {
-        match address {
-            IpAddr::V4(address) => memory.peers_v4.insert(address.octets(), peer),
-            IpAddr::V6(address) => memory.peers_v6.insert(address.octets(), peer),
-        };
-    }
-    for (bits, address, peer) in scene::prefixes() {
-        match address {
-            IpAddr::V4(_) => memory.prefix_v4(bits, octets(address).0, peer),
-            IpAddr::V6(_) => memory.prefix_v6(bits, octets(address).1, peer),
-        }
-    }
-    for (bits, key, rule) in scene::rules() {
-        memory.allow(bits, key, rule);
-    }
-    memory.endpoints.insert(IFINDEX, endpoint(A));
-    memory
-}
+const ALL: [Who; 10] = [A, B, Remote, Tenant, OpenTenant, Host, Node, Block, World, Unknown];
 
 fn see(memory: &Memory, hook: Hook, frame: &[u8]) -> Reason {
     decide(&Frame::new(frame, IFINDEX), memory, hook)
@@ -219,7 +200,7 @@ fn frames() -> impl Strategy<Value = Vec<u8>> {
     let noise = proptest::collection::vec(any::<u8>(), 0..200);
     let known = (0..10usize, 0..10usize, any::<bool>(), any::<u8>(), noise.clone()).prop_map(
         |(source, destination, v6, protocol, body)| {
-            between(scene::ALL[source], scene::ALL[destination], v6).frame(protocol, &body)
+            between(ALL[source], ALL[destination], v6).frame(protocol, &body)
         },
     );
     let edited =
@@ -272,7 +253,7 @@ proptest! {
     ) {
         let mut memory = memory();
         memory.endpoints.get_mut(&IFINDEX).unwrap().policy = PolicyWord::new(scene::RULES_OPEN, 1);
-        let remote = scene::ALL[pair.0.max(1)];
+        let remote = ALL[pair.0.max(1)];
         let way = between(A, remote, v6);
         let (there, back) = match kind {
             0 => (way.tcp(ports.0, ports.1, TCP_SYN), way.reply().tcp(ports.1, ports.0, TCP_SYN | TCP_ACK)),

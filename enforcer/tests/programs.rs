@@ -21,7 +21,7 @@ use bulkhead_ebpf::{
         FragmentKey, Peer, PolicyWord, RuleKey, names,
     },
     decide::{Hook, decide},
-    host::{Frame, Memory},
+    host::Frame,
     packet::{TCP_ACK, TCP_SYN},
     reason::{REASONS, Reason},
 };
@@ -29,7 +29,7 @@ use proptest::{
     prelude::*,
     test_runner::{Config as RunnerConfig, TestRunner},
 };
-use scene::{A, B, IFINDEX, Step, World, between, cases, endpoint, octets};
+use scene::{A, B, IFINDEX, Step, World, between, cases, endpoint, memory, octets};
 
 /// The loaded object, its maps filled with the scene.
 struct Kernel(Ebpf);
@@ -49,10 +49,10 @@ impl Kernel {
         for (address, peer) in scene::peers() {
             match address {
                 IpAddr::V4(address) => {
-                    kernel.hash::<[u8; 4], Peer>(names::PEERS_V4).insert(address.octets(), peer, 0).unwrap()
+                    kernel.hash::<[u8; 4], Peer>(names::PEERS_V4).insert(address.octets(), peer, 0).unwrap();
                 }
                 IpAddr::V6(address) => {
-                    kernel.hash::<[u8; 16], Peer>(names::PEERS_V6).insert(address.octets(), peer, 0).unwrap()
+                    kernel.hash::<[u8; 16], Peer>(names::PEERS_V6).insert(address.octets(), peer, 0).unwrap();
                 }
             }
         }
@@ -94,7 +94,9 @@ impl Kernel {
     fn clear<K: Pod, V: Pod>(&mut self, name: &str) {
         let mut map = self.hash::<K, V>(name);
         let keys: Vec<K> = map.keys().map(Result::unwrap).collect();
-        keys.iter().for_each(|key| map.remove(key).unwrap());
+        for key in &keys {
+            map.remove(key).unwrap();
+        }
     }
 
     /// Forgets connections, fragments and drops.
@@ -143,30 +145,6 @@ impl Kernel {
         assert_eq!(action, if reason.is_drop() { 2 } else { -1 }, "{reason:?}");
         reason
     }
-}
-
-/// The scene in memory.
-fn memory() -> Memory {
-    let mut memory = Memory::default();
-    memory.config = scene::CONFIG;
-    memory.now.set(1 << 40);
-    for (address, peer) in scene::peers() {
-        match address {
-            IpAddr::V4(address) => memory.peers_v4.insert(address.octets(), peer),
-            IpAddr::V6(address) => memory.peers_v6.insert(address.octets(), peer),
-        };
-    }
-    for (bits, address, peer) in scene::prefixes() {
-        match address {
-            IpAddr::V4(_) => memory.prefix_v4(bits, octets(address).0, peer),
-            IpAddr::V6(_) => memory.prefix_v6(bits, octets(address).1, peer),
-        }
-    }
-    for (bits, key, rule) in scene::rules() {
-        memory.allow(bits, key, rule);
-    }
-    memory.endpoints.insert(IFINDEX, endpoint(A));
-    memory
 }
 
 #[test]

@@ -51,7 +51,7 @@ impl Between {
         self.frame(SCTP, &[&ports(source, destination)[..], &[0; 8]].concat())
     }
 
-    /// An ICMP or ICMPv6 message.
+    /// A message of the family's ICMP.
     pub fn icmp(self, icmp_type: u8, code: u8, rest: [u8; 4], payload: &[u8]) -> Vec<u8> {
         let protocol = if self.is_ipv6() { ICMPV6 } else { ICMP };
         self.frame(protocol, &[&[icmp_type, code, 0, 0][..], &rest, payload].concat())

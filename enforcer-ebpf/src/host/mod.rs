@@ -35,7 +35,7 @@ impl<'a> Frame<'a> {
 }
 
 impl Packet for Frame<'_> {
-    fn len(&self) -> u32 {
+    fn frame_len(&self) -> u32 {
         u32::try_from(self.bytes.len()).unwrap_or(u32::MAX)
     }
 

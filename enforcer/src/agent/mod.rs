@@ -48,7 +48,7 @@ const POD_WAIT: Duration = Duration::from_secs(4);
 
 /// What the socket asks of the owner task.
 enum Command {
-    Cni(CniRequest, oneshot::Sender<CniAnswer>),
+    Cni(Box<CniRequest>, oneshot::Sender<CniAnswer>),
     Status(oneshot::Sender<Status>),
 }
 
@@ -92,16 +92,18 @@ pub async fn run(settings: Settings) -> anyhow::Result<()> {
                 retry(&mut waiting, &mut node);
             }
             command = commands.recv() => match command.context("the socket's task ended")? {
-                Command::Cni(CniRequest::Add { attachment, sandbox }, answer) => {
-                    waiting.push(Waiting { attachment, sandbox, since: Instant::now(), answer });
-                    retry(&mut waiting, &mut node);
-                }
-                Command::Cni(request, answer) => {
-                    if let CniRequest::Del { attachment } = &request {
-                        waiting.retain(|add| add.attachment != *attachment);
+                Command::Cni(request, answer) => match *request {
+                    CniRequest::Add { attachment, sandbox } => {
+                        waiting.push(Waiting { attachment, sandbox, since: Instant::now(), answer });
+                        retry(&mut waiting, &mut node);
                     }
-                    let _ = answer.send(node.answer(request)); // the client may have gone
-                }
+                    request => {
+                        if let CniRequest::Del { attachment } = &request {
+                            waiting.retain(|add| add.attachment != *attachment);
+                        }
+                        let _ = answer.send(node.answer(request)); // the client may have gone
+                    }
+                },
                 Command::Status(answer) => {
                     let mut status = Status::of(&node, &settings);
                     status.uptime_seconds = started.elapsed().as_secs();
@@ -136,7 +138,7 @@ impl api::Handler for Handler {
     async fn cni(&self, request: CniRequest) -> CniAnswer {
         let (answer, answered) = oneshot::channel();
         let stopping = || CniAnswer::TryAgain { message: "the agent is stopping".to_owned() };
-        if self.commands.send(Command::Cni(request, answer)).await.is_err() {
+        if self.commands.send(Command::Cni(Box::new(request), answer)).await.is_err() {
             return stopping();
         }
         answered.await.unwrap_or_else(|_| stopping())

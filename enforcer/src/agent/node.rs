@@ -111,14 +111,14 @@ impl Node {
             lost_events: 0,
         };
         for endpoint in stored {
-            node.adopt(endpoint)?;
+            node.adopt(&endpoint)?;
         }
         node.adopt_orphans();
         Ok((node, ebpf))
     }
 
     /// An endpoint of before. Its interface may be gone: the pod ended while no agent ran.
-    fn adopt(&mut self, endpoint: Endpoint) -> Result<(), DatapathError> {
+    fn adopt(&mut self, endpoint: &Endpoint) -> Result<(), DatapathError> {
         let Sandbox { host_ifname, host_ifindex, .. } = &endpoint.sandbox;
         if if_nametoindex(host_ifname.as_str()) != Ok(*host_ifindex) {
             tracing::info!(container = endpoint.attachment.container, ifname = host_ifname, "pod is gone");
@@ -129,7 +129,7 @@ impl Node {
         }
         self.programs.attach(host_ifname, *host_ifindex)?;
         self.endpoints.insert(endpoint.clone());
-        self.follow_pod(&endpoint);
+        self.follow_pod(endpoint);
         Ok(())
     }
 
@@ -197,8 +197,8 @@ impl Node {
             .chain(self.orphans.clone())
             .collect();
         let scope = policy::scope(&self.index, &self.policy);
+        self.compiled = policy::compile(&self.index, &self.policy, &scope);
         let compile = |scope: &_| policy::compile(&self.index, &self.policy, scope);
-        self.compiled = compile(&scope);
         self.health.updates += 1;
         let plan = self.tables.plan(compile, scope, &locals)?;
         // Names first: no event may come from a number that the flow log cannot resolve.

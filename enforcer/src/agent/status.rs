@@ -2,6 +2,7 @@
 
 use std::{
     collections::BTreeMap,
+    fmt::Write,
     sync::atomic::{AtomicU64, Ordering},
 };
 
@@ -150,7 +151,9 @@ impl Status {
     /// For people; everything is in the JSON form.
     pub fn render(&self) -> String {
         let mut out = String::new();
-        let mut line = |name: &str, value: String| out.push_str(&format!("{name:<14}{value}\n"));
+        let mut line = |name: &str, value: String| {
+            writeln!(out, "{name:<14}{value}").expect("a string takes everything");
+        };
         line("Node", format!("{} (bulkhead {}, up {} s)", self.node, self.version, self.uptime_seconds));
         let synced = if self.source.synced { "in sync" } else { "not read yet" };
         line("Source", format!("{} {}: {synced}", self.source.kind, self.source.path));

@@ -134,7 +134,7 @@ struct Question {
 pub fn run(args: &Args, out: &mut impl Write, err: &mut impl Write) -> anyhow::Result<ExitCode> {
     let index = index(&args.filenames, err)?;
     let questions = questions(args, &index)?;
-    let mut engine = engine(args.engine, index, args.settings())?;
+    let mut engine = engine(args.engine, index, args.settings());
     let outcomes: Vec<Outcome> = questions.into_iter().map(|q| q.put_to(engine.as_mut())).collect();
     match (args.output, args.matrix) {
         (Output::Json, _) if args.from.is_some() => {
@@ -158,10 +158,10 @@ impl Args {
 }
 
 /// The place to plug further engines in.
-fn engine(kind: EngineKind, index: Index, settings: Settings) -> anyhow::Result<Box<dyn Engine>> {
+fn engine(kind: EngineKind, index: Index, settings: Settings) -> Box<dyn Engine> {
     match kind {
-        EngineKind::Compiler => Ok(Box::new(Simulator::new(index, settings))),
-        EngineKind::Kernel => Ok(Box::new(KernelEngine::new(Simulator::new(index, settings)))),
+        EngineKind::Compiler => Box::new(Simulator::new(index, settings)),
+        EngineKind::Kernel => Box::new(KernelEngine::new(Simulator::new(index, settings))),
     }
 }
 

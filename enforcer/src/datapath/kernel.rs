@@ -115,23 +115,23 @@ impl Maps {
 impl Kernel for Maps {
     fn snapshot(&self) -> Result<Image, DatapathError> {
         let mut image = Image::default();
-        for entry in self.peers_v4.iter() {
+        for entry in &self.peers_v4 {
             let (address, peer) = entry?;
             image.peers.insert(IpAddr::from(address), peer);
         }
-        for entry in self.peers_v6.iter() {
+        for entry in &self.peers_v6 {
             let (address, peer) = entry?;
             image.peers.insert(IpAddr::from(address), peer);
         }
-        for entry in self.prefixes_v4.iter() {
+        for entry in &self.prefixes_v4 {
             let (key, peer) = entry?;
             image.prefixes.insert(prefix(IpAddr::from(key.data()), key.prefix_len()), peer);
         }
-        for entry in self.prefixes_v6.iter() {
+        for entry in &self.prefixes_v6 {
             let (key, peer) = entry?;
             image.prefixes.insert(prefix(IpAddr::from(key.data()), key.prefix_len()), peer);
         }
-        for entry in self.rules.iter() {
+        for entry in &self.rules {
             let (key, grant) = entry?;
             image.rules.insert(Rule { key: key.data(), bits: key.prefix_len() }, grant);
         }
@@ -141,7 +141,7 @@ impl Kernel for Maps {
                 image.endpoints.insert(endpoint.ifindex, endpoint);
             }
         }
-        for entry in self.endpoints_spill.iter() {
+        for entry in &self.endpoints_spill {
             let (ifindex, endpoint) = entry?;
             image.endpoints.insert(ifindex, endpoint);
         }

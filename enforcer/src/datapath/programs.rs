@@ -105,8 +105,7 @@ impl Programs {
             loader.map_pin_path(name, path);
         }
         let mut ebpf = loader.load(OBJECT)?;
-        let mut hooks = Vec::new();
-        for (name, _) in HOOKS {
+        let mut hook = |name| {
             let path = directory.join("programs").join(name);
             let fresh = classifier(&mut ebpf, name)?;
             fresh.load()?;
@@ -116,15 +115,15 @@ impl Programs {
             match pinned {
                 Some(pinned) if same_code(&pinned)? => {
                     adoption.programs_adopted += 1;
-                    hooks.push(pinned);
+                    Ok::<_, DatapathError>(pinned)
                 }
                 _ => {
                     adoption.programs_replaced += 1;
-                    hooks.push(replace_pin(fresh, &path)?);
+                    replace_pin(fresh, &path)
                 }
             }
-        }
-        let hooks = <[_; 2]>::try_from(hooks).ok().expect("two hooks, two programs");
+        };
+        let hooks = [hook(HOOKS[0].0)?, hook(HOOKS[1].0)?];
         let mut programs = Self { directory, hooks, adoption };
         if programs.adoption.programs_replaced > 0 {
             programs.update_links()?;

@@ -60,7 +60,9 @@ fn allows(image: &Image, ifindex: u32, remote: IpAddr, direction: u8, protocol: 
     };
     [identity, blocks, abi::PEER_ANY].into_iter().any(|peer| {
         (0..=16)
-            .map(|bits| (protocol, port & !(0xffff_u32 >> bits) as u16, abi::RULE_BITS_PROTOCOL + bits))
+            .map(|bits| {
+                (protocol, port & !u16::MAX.checked_shr(bits).unwrap_or(0), abi::RULE_BITS_PROTOCOL + bits)
+            })
             .chain([(0, 0, abi::RULE_BITS_ALL)])
             .any(|(protocol, port, bits)| {
                 let rule_set = endpoint.policy.rule_set();

@@ -164,9 +164,9 @@ impl Draft<'_> {
             compiled.peers.iter().map(|(a, info)| (*a, self.peer(info))).collect();
         let prefixes: BTreeMap<IpNetwork, _> =
             compiled.prefixes.iter().map(|(p, info)| (*p, self.peer(info))).collect();
-        let moves = self.image.moved_addresses(&peers, &prefixes);
-        let moved = !moves.is_empty();
-        self.push(moves);
+        let writes = self.image.moved_addresses(&peers, &prefixes);
+        let moved = !writes.is_empty();
+        self.push(writes);
         moved
     }
 

@@ -69,8 +69,8 @@ impl Store {
     /// Names come from outside; a digest cannot leave the directory.
     fn path(&self, attachment: &AttachmentId) -> PathBuf {
         let digest = Sha256::digest(format!("{}\0{}", attachment.container, attachment.ifname));
-        let name: String = digest.iter().take(16).map(|byte| format!("{byte:02x}")).collect();
-        self.directory.join(name).with_extension("json")
+        let (half, _) = digest.split_first_chunk::<16>().expect("a digest has 32 bytes");
+        self.directory.join(format!("{:032x}.json", u128::from_be_bytes(*half)))
     }
 }
 

@@ -15,7 +15,7 @@ use crate::cluster::{
     object::{ContainerPort, Key, NetworkPolicy, Pod, Port, Ports, Rule},
 };
 
-/// What this node must hold. `scope` is that of [`super::scope`], or any wider one: a wider scope makes
+/// What this node must hold. `scope` is that of [`super::scope()`], or any wider one: a wider scope makes
 /// finer classes and no other verdict.
 pub fn compile(index: &Index, settings: &Settings, scope: &Scope) -> Compiled {
     let mut classifier = Classifier::new(index, settings, scope);

@@ -75,7 +75,7 @@ fn documents_are_told_apart_as_kubectl_does() {
 fn a_broken_document_leaves_its_neighbours() {
     let whole = "apiVersion: v1\nkind: Namespace\nmetadata: {name: NAME}\n";
     for (broken, line, message) in [
-        ("a: [", 6, "did not find expected node content, while parsing a flow node"),
+        ("a: [", 5, "did not find expected node content, while parsing a flow node"),
         ("a: b\n c: d", 6, "mapping values are not allowed in this context"),
         ("kind: Pod\nkind: Pod", 5, "duplicate key \"kind\""),
         ("a: *x", 5, "unknown anchor"),

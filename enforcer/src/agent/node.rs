@@ -29,8 +29,10 @@ const INVALID_CONFIGURATION: u32 = 7;
 /// "unknown container": what CHECK found is not what ADD set up.
 const UNKNOWN_CONTAINER: u32 = 3;
 
-/// A rule that nothing can reach any more stays this long, for packets under way.
+/// Rules that nothing can reach any more are removed about this long after the update that left them ..
 const TIDY_AFTER: Duration = Duration::from_secs(2);
+/// .. and never this soon after another one: a packet under way may just have looked up an old number.
+const PACKET_UNDER_WAY: Duration = Duration::from_millis(20);
 
 pub struct Node {
     pub(super) index: Index,
@@ -45,6 +47,7 @@ pub struct Node {
     /// Kernel records of a state file that was lost, by interface; kept as they are.
     orphans: BTreeMap<u32, Local>,
     tidy_at: Option<Instant>,
+    updated: Instant,
     pub(super) names: Publisher,
     /// Events lost in the kernel, as last reported.
     pub(super) lost_events: u64,
@@ -107,30 +110,46 @@ impl Node {
             store,
             orphans: BTreeMap::new(),
             tidy_at: None,
+            updated: Instant::now(),
             names,
             lost_events: 0,
         };
         for endpoint in stored {
-            node.adopt(&endpoint)?;
+            node.adopt(&endpoint);
         }
         node.adopt_orphans();
         Ok((node, ebpf))
     }
 
     /// An endpoint of before. Its interface may be gone: the pod ended while no agent ran.
-    fn adopt(&mut self, endpoint: &Endpoint) -> Result<(), DatapathError> {
+    fn adopt(&mut self, endpoint: &Endpoint) {
         let Sandbox { host_ifname, host_ifindex, .. } = &endpoint.sandbox;
         if if_nametoindex(host_ifname.as_str()) != Ok(*host_ifindex) {
             tracing::info!(container = endpoint.attachment.container, ifname = host_ifname, "pod is gone");
             if let Err(error) = self.store.remove(&endpoint.attachment) {
                 tracing::warn!(%error, "stale endpoint file stays");
             }
-            return Ok(());
+            return;
         }
-        self.programs.attach(host_ifname, *host_ifindex)?;
+        if let Err(error) = self.programs.attach(host_ifname, *host_ifindex) {
+            // The others still need an agent; `repair` tries again.
+            tracing::error!(ifname = host_ifname, error = error_chain(&error), "pod is not enforced");
+        }
         self.endpoints.insert(endpoint.clone());
         self.follow_pod(endpoint);
-        Ok(())
+    }
+
+    /// Puts programs back that somebody has taken off a pod's interface.
+    fn repair(&mut self) {
+        for endpoint in self.endpoints.iter() {
+            let Sandbox { host_ifname, host_ifindex, .. } = &endpoint.sandbox;
+            if !local::exists(*host_ifindex) || matches!(self.programs.attached(host_ifname), Ok(true)) {
+                continue;
+            }
+            let repaired = self.programs.attach(host_ifname, *host_ifindex);
+            let error = repaired.err().map(|error| error_chain(&error));
+            tracing::error!(ifname = host_ifname, error, "a program was missing on a pod's interface");
+        }
     }
 
     fn adopt_orphans(&mut self) {
@@ -178,7 +197,8 @@ impl Node {
                 self.health.error = None;
                 self.health.last_written = written;
                 self.health.first_written.get_or_insert(written);
-                self.tidy_at = Some(Instant::now() + TIDY_AFTER);
+                self.updated = Instant::now();
+                self.tidy_at.get_or_insert(self.updated + TIDY_AFTER);
             }
             Err(error) => {
                 let error = error_chain(&error);
@@ -365,13 +385,14 @@ impl Node {
             }
             Err(error) => tracing::warn!(%error, "this node's addresses cannot be read"),
         }
-        if self.tidy_at.is_some_and(|at| at <= Instant::now()) {
+        if self.tidy_at.is_some_and(|at| at <= Instant::now()) && self.updated.elapsed() > PACKET_UNDER_WAY {
             self.tidy_at = None;
             if let Err(error) = self.tables.tidy(&self.compiled) {
                 tracing::warn!(error = error_chain(&error), "stale rules stay for now");
             }
         }
         self.orphans.retain(|ifindex, _| local::exists(*ifindex));
+        self.repair();
         self.sweep_links();
     }
 

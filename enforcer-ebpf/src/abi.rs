@@ -121,7 +121,8 @@ pub const RULE_BITS_PORT: u32 = 96;
 
 /// Connection key: the 5-tuple with its two sides in order, so that both directions give the same key.
 /// Side 0 is the lower (address, port). ICMP echo: the asking side's port is the echo identifier, the
-/// answering side's is 0, so a request never has the key of another side's reply.
+/// answering side's is 0, so a request never has the key of another side's reply. Other ICMP messages:
+/// the sender's port is type and code, the receiver's 0xffff, so they are nobody's reply.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct ConnKey<A> {
@@ -306,6 +307,8 @@ pub const HOOK_TO_POD: u8 = 1;
 pub mod names {
     pub const FROM_POD: &str = "from_pod";
     pub const TO_POD: &str = "to_pod";
+    /// Does nothing: what a hook costs by itself, for benches to subtract.
+    pub const NOTHING: &str = "nothing";
     pub const ENDPOINTS: &str = "ENDPOINTS";
     pub const ENDPOINTS_SPILL: &str = "ENDPOINTS_SPILL";
     pub const PEERS_V4: &str = "PEERS_V4";

@@ -2,16 +2,36 @@
 #![no_std]
 #![no_main]
 
+mod maps;
+mod skb;
+
 use aya_ebpf::{bindings::TC_ACT_SHOT, macros::classifier, programs::TcContext};
+use bulkhead_ebpf::decide::{Hook, decide};
+use maps::Kernel;
+use skb::Skb;
+
+/// "No verdict of mine": TCX's NEXT, and on a clsact filter the next one in line.
+const TC_ACT_UNSPEC: i32 = -1;
 
 #[classifier]
-pub fn from_pod(_ctx: TcContext) -> i32 {
-    TC_ACT_SHOT
+pub fn from_pod(ctx: TcContext) -> i32 {
+    run(ctx, Hook::FromPod)
 }
 
 #[classifier]
-pub fn to_pod(_ctx: TcContext) -> i32 {
-    TC_ACT_SHOT
+pub fn to_pod(ctx: TcContext) -> i32 {
+    run(ctx, Hook::ToPod)
+}
+
+/// What a hook costs by itself: never attached, but measured beside the others.
+#[classifier]
+pub fn nothing(_ctx: TcContext) -> i32 {
+    TC_ACT_UNSPEC
+}
+
+#[inline(always)]
+fn run(ctx: TcContext, hook: Hook) -> i32 {
+    if decide(&Skb::new(ctx), &Kernel, hook).is_drop() { TC_ACT_SHOT } else { TC_ACT_UNSPEC }
 }
 
 #[panic_handler]

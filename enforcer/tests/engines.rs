@@ -55,7 +55,8 @@ fn every_protocol_is_shown_to_the_kernel() {
     let case = Case::of(7, 400);
     let mut kernel = KernelEngine::new(Simulator::new(case.index(), case.settings.clone()));
     for protocol in [ProbeProtocol::Tcp, ProbeProtocol::Udp, ProbeProtocol::Sctp, ProbeProtocol::Icmp] {
-        let answered = case.probes.iter().filter(|p| p.protocol == protocol && kernel.answer(p).is_ok()).count();
+        let answered =
+            case.probes.iter().filter(|p| p.protocol == protocol && kernel.answer(p).is_ok()).count();
         assert!(answered > 0, "{protocol}");
     }
 }

@@ -29,20 +29,14 @@ use tokio::{
 };
 
 use self::{
+    names::Publisher,
     node::{Node, NotAdded},
     settings::Settings,
     status::Status,
 };
 use crate::{
     api::{self, FlowQuery},
-    flow::{
-        Pipeline,
-        filter::{Filter, Query},
-        names::Names,
-        reader::KernelEvents,
-        record::Line,
-        ring::Follower,
-    },
+    flow::{Pipeline, names::Names, reader::KernelEvents},
     source::manifest::Watcher,
 };
 
@@ -51,9 +45,6 @@ const TICK: Duration = Duration::from_secs(2);
 /// How long an ADD waits for its Pod object. The plugin's own deadline (10 s) is longer, so that the
 /// answer, not a timeout, says why.
 const POD_WAIT: Duration = Duration::from_secs(4);
-
-/// Records on their way to one caller of the flow log.
-const FOLLOWER_QUEUE: usize = 256;
 
 /// What the socket asks of the owner task.
 enum Command {
@@ -74,15 +65,15 @@ pub async fn run(settings: Settings) -> anyhow::Result<()> {
     let started = Instant::now();
     crate::endpoint::store::make_private_directory(&settings.state)
         .with_context(|| format!("cannot make {}", settings.state.display()))?;
-    let (mut node, mut ebpf) = Node::open(&settings)?;
+    let (names, names_seen) = watch::channel(Arc::new(Names::default()));
+    let (updates_in, mut updates) = mpsc::channel(16);
+    let watcher = Watcher::start(&settings.manifests, updates_in)?;
+    let (mut node, mut ebpf) = Node::open(&settings, Publisher { names, watcher })?;
     let ring = crate::datapath::kernel::take_ring(&mut ebpf)?;
     drop(ebpf); // maps and programs live on: pinned, and held by `node`
 
-    let (names, names_seen) = watch::channel(Arc::new(Names::default()));
     let flow_settings = settings.flow.of_node(&settings.node_name);
     let flows = Pipeline::start(KernelEvents::new(ring)?, names_seen, &flow_settings)?;
-    let (updates_in, mut updates) = mpsc::channel(16);
-    let watcher = Watcher::start(settings.manifests.clone(), updates_in)?;
     let (commands_in, mut commands) = mpsc::channel(64);
     let handler = Handler { commands: commands_in, flows: Arc::clone(&flows.pipeline) };
     let listener = api::Listener::bind(&settings.socket).await?;
@@ -126,10 +117,6 @@ pub async fn run(settings: Settings) -> anyhow::Result<()> {
             _ = terminate.recv() => break,
             _ = interrupt.recv() => break,
         }
-        if node.take_renamed() {
-            let next = node.names(&names.borrow(), |object| watcher.origin(object));
-            names.send_replace(Arc::new(next));
-        }
     }
     tracing::info!("agent stops; the node keeps enforcing");
     server.abort();
@@ -164,37 +151,7 @@ impl api::Handler for Handler {
     }
 
     async fn flows(&self, query: FlowQuery) -> Result<mpsc::Receiver<Value>, String> {
-        let filter = match query.filter {
-            Value::Null => Filter::default(),
-            filter => serde_json::from_value(filter).map_err(|error| format!("filter: {error}"))?,
-        };
-        let last = query.last.unwrap_or(usize::MAX);
-        let (lines, follower) = self.flows.ring().answer(Query { filter, last, follow: query.follow });
-        let (records, received) = mpsc::channel(FOLLOWER_QUEUE);
-        tokio::spawn(send_records(lines, follower, records));
-        Ok(received)
-    }
-}
-
-/// What is there, then what comes. A caller who reads slowly holds up its own follower, which then says how
-/// many records it missed.
-async fn send_records(lines: Vec<Line>, follower: Option<Follower>, records: mpsc::Sender<Value>) {
-    let json = |line: &Line| serde_json::to_value(line).unwrap_or_default();
-    for line in &lines {
-        if records.send(json(line)).await.is_err() {
-            return;
-        }
-    }
-    let Some(mut follower) = follower else { return };
-    loop {
-        let line = tokio::select! {
-            line = follower.next() => line,
-            () = records.closed() => return,
-        };
-        let Some(line) = line else { return };
-        if records.send(json(&line)).await.is_err() {
-            return;
-        }
+        self.flows.ring().answer(query)
     }
 }
 

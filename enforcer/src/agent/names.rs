@@ -2,32 +2,52 @@
 
 use std::{collections::BTreeMap, net::IpAddr, sync::Arc};
 
+use tokio::sync::watch;
+
 use super::node::Node;
 use crate::{
     cluster::{
         Owner,
         object::{Key, Kind, ObjectRef, Pod},
     },
+    datapath::Image,
     flow::{
         clock,
         names::{LocalPod, Names, Party, Place, PolicyInfo, Tables, Who},
     },
     policy::model::Tenancy,
-    source::manifest::Origin,
+    source::manifest::Watcher,
 };
 
+/// Where the flow task gets its names, and where policies were written.
+pub struct Publisher {
+    pub names: watch::Sender<Arc<Names>>,
+    pub watcher: Watcher,
+}
+
 impl Node {
-    /// The next snapshot; what the last one held besides stays known for a while. `origin` says where a
-    /// policy was written.
-    pub fn names(&self, last: &Names, origin: impl Fn(&ObjectRef) -> Option<Origin>) -> Names {
-        let actual = self.tables.actual();
+    /// Hands the flow log the names of all that `image` holds. What the last snapshot held besides stays
+    /// known for a while.
+    pub(super) fn publish_names(&self, image: &Image) {
+        let next = self.names.names.borrow().next(self.tables_of_names(image), clock::monotonic());
+        self.names.names.send_replace(Arc::new(next));
+    }
+
+    fn tables_of_names(&self, image: &Image) -> Tables {
         let numbers = self.tables.numbers();
-        let parties: BTreeMap<IpAddr, Arc<Party>> =
-            self.index.owned_addresses().map(|(address, owner)| (address, Arc::new(self.party(address, owner)))).collect();
+        let parties: BTreeMap<IpAddr, Arc<Party>> = self
+            .index
+            .owned_addresses()
+            .map(|(address, owner)| (address, Arc::new(self.party(address, owner, image))))
+            .collect();
         let endpoints = self.endpoints.iter().filter_map(|endpoint| {
             let pod = endpoint.pod().and_then(|key| self.index.pod(&key))?;
-            let record = actual.endpoints.get(&endpoint.sandbox.host_ifindex)?;
-            let party = Party { who: who(pod, endpoint.id), identity: record.identity, tenant: self.tenant_of(&pod.key) };
+            let record = image.endpoints.get(&endpoint.sandbox.host_ifindex)?;
+            let party = Party {
+                who: who(pod, endpoint.id),
+                identity: record.identity,
+                tenant: self.tenant_of(&pod.key),
+            };
             let local = LocalPod {
                 party: Arc::new(party),
                 addresses: endpoint.sandbox.addresses.iter().copied().collect(),
@@ -39,22 +59,25 @@ impl Node {
         });
         let policies = self.index.policies().map(|policy| {
             let reference = ObjectRef { kind: Kind::NetworkPolicy, key: policy.key.clone() };
-            let place = origin(&reference).map(|o| Place { file: o.file.display().to_string(), line: o.line });
+            let place = self
+                .names
+                .watcher
+                .origin(&reference)
+                .map(|o| Place { file: o.file.display().to_string(), line: o.line });
             (policy.key.clone(), Arc::new(PolicyInfo { labels: policy.labels.clone(), place }))
         });
-        let tables = Tables {
+        Tables {
             parties,
             endpoints: endpoints.collect(),
             grants: numbers.grants.iter().map(|(grant, number)| (number, Arc::new(grant.clone()))).collect(),
             rule_sets: numbers.rule_sets.iter().map(|(rules, number)| (number, Arc::clone(rules))).collect(),
             policies: policies.collect(),
             pod_networks: self.index.pod_networks().into_iter().collect(),
-        };
-        last.next(tables, clock::monotonic())
+        }
     }
 
-    fn party(&self, address: IpAddr, owner: Owner<'_>) -> Party {
-        let identity = self.tables.actual().peers.get(&address).map_or(0, |peer| peer.identity);
+    fn party(&self, address: IpAddr, owner: Owner<'_>, image: &Image) -> Party {
+        let identity = image.peers.get(&address).map_or(0, |peer| peer.identity);
         let tenant = self.compiled.peers.get(&address).and_then(|info| match &info.tenant {
             Tenancy::Tenant(tenant) => Some(tenant.clone()),
             Tenancy::Shared | Tenancy::Unknown => None,

@@ -10,7 +10,7 @@ use std::{
 use bulkhead_cni::protocol::{AttachmentId, CniAnswer, CniRequest, Sandbox};
 use nix::net::if_::if_nametoindex;
 
-use super::{local, settings::Settings};
+use super::{local, names::Publisher, settings::Settings};
 use crate::{
     cluster::index::Index,
     datapath::{
@@ -45,8 +45,7 @@ pub struct Node {
     /// Kernel records of a state file that was lost, by interface; kept as they are.
     orphans: BTreeMap<u32, Local>,
     tidy_at: Option<Instant>,
-    /// The flow log's names are not what they were.
-    renamed: bool,
+    pub(super) names: Publisher,
     /// Events lost in the kernel, as last reported.
     pub(super) lost_events: u64,
 }
@@ -80,7 +79,7 @@ pub enum NotAdded {
 impl Node {
     /// Takes over what an agent before us left: pins, endpoints, numbers. Nothing is written to the policy
     /// maps before the source has said everything once (fail static).
-    pub fn open(settings: &Settings) -> anyhow::Result<(Self, aya::Ebpf)> {
+    pub fn open(settings: &Settings, names: Publisher) -> anyhow::Result<(Self, aya::Ebpf)> {
         let store = Store::open(&settings.state.join("endpoints"))?;
         let (stored, errors) = store.load()?;
         for error in errors {
@@ -108,7 +107,7 @@ impl Node {
             store,
             orphans: BTreeMap::new(),
             tidy_at: None,
-            renamed: true,
+            names,
             lost_events: 0,
         };
         for endpoint in stored {
@@ -171,7 +170,6 @@ impl Node {
 
     /// Brings the kernel to the index. An error is kept for status and tried again at the next tick.
     fn enforce(&mut self) {
-        self.renamed = true;
         if !self.source.synced {
             return; // half a list must neither open nor close anything
         }
@@ -202,22 +200,22 @@ impl Node {
         let compile = |scope: &_| policy::compile(&self.index, &self.policy, scope);
         self.compiled = compile(&scope);
         self.health.updates += 1;
-        self.tables.update(compile, scope, &locals)
-    }
-
-    /// Have names changed since the last call?
-    pub fn take_renamed(&mut self) -> bool {
-        std::mem::take(&mut self.renamed)
+        let plan = self.tables.plan(compile, scope, &locals)?;
+        // Names first: no event may come from a number that the flow log cannot resolve.
+        self.publish_names(&plan.target);
+        self.tables.carry_out(plan)
     }
 
     /// ADD: returns when programs and rules are in the kernel. Undoes what it did when it cannot.
     pub fn add(&mut self, attachment: &AttachmentId, sandbox: &Sandbox) -> Result<(), NotAdded> {
-        let refuse = |code, message: &str| {
-            NotAdded::Answer(CniAnswer::Failed { code, message: message.to_owned() })
-        };
+        let refuse =
+            |code, message: &str| NotAdded::Answer(CniAnswer::Failed { code, message: message.to_owned() });
         let again = |message| NotAdded::Answer(CniAnswer::TryAgain { message });
         let Some(name) = &sandbox.pod else {
-            return Err(refuse(INVALID_ENVIRONMENT, "CNI_ARGS names no pod (K8S_POD_NAMESPACE, K8S_POD_NAME)"));
+            return Err(refuse(
+                INVALID_ENVIRONMENT,
+                "CNI_ARGS names no pod (K8S_POD_NAMESPACE, K8S_POD_NAME)",
+            ));
         };
         if sandbox.addresses.is_empty() {
             return Err(refuse(INVALID_CONFIGURATION, "prevResult gives the pod no address"));
@@ -239,7 +237,9 @@ impl Node {
                 &format!("there is no interface {} with index {}", sandbox.host_ifname, sandbox.host_ifindex),
             ));
         }
-        if self.endpoints.get(attachment).is_some_and(|e| e.sandbox == *sandbox) && self.check(attachment, sandbox).is_ok() {
+        if self.endpoints.get(attachment).is_some_and(|e| e.sandbox == *sandbox)
+            && self.check(attachment, sandbox).is_ok()
+        {
             return Ok(()); // asked twice
         }
 
@@ -342,7 +342,9 @@ impl Node {
             }
             CniRequest::Gc { network, valid } => self.gc(&network, &valid),
             CniRequest::Status if !self.source.synced => {
-                return CniAnswer::TryAgain { message: "the cluster's objects are still being read".to_owned() };
+                return CniAnswer::TryAgain {
+                    message: "the cluster's objects are still being read".to_owned(),
+                };
             }
             CniRequest::Status => {
                 if let Some(error) = &self.health.error {

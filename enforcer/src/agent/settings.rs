@@ -5,7 +5,10 @@ use std::path::PathBuf;
 use clap::{Args, ValueEnum};
 
 use crate::{
-    flow::{self, export::{FileSettings, Target}},
+    flow::{
+        self,
+        export::{FileSettings, Target},
+    },
     policy,
 };
 

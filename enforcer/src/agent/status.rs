@@ -164,7 +164,11 @@ impl Status {
         for (policy, defects) in &self.defects {
             line("Defect", format!("NetworkPolicy {policy}: {}", defects.join("; ")));
         }
-        let chained = if self.chain.chained.is_empty() { "in no list".to_owned() } else { self.chain.chained.join(", ") };
+        let chained = if self.chain.chained.is_empty() {
+            "in no list".to_owned()
+        } else {
+            self.chain.chained.join(", ")
+        };
         line("CNI chain", format!("{}: {chained}", self.chain.directory));
         for list in &self.chain.unchained {
             line("Problem", format!("{list} does not run bulkhead-cni: its pods are not enforced"));
@@ -192,7 +196,8 @@ impl Status {
         table.load_preset(presets::NOTHING).set_content_arrangement(ContentArrangement::Disabled);
         table.set_header(["ID", "POD", "INTERFACE", "ADDRESSES", "INGRESS", "EGRESS", "GENERATION", "STATE"]);
         for endpoint in &self.endpoints {
-            let policies = |names: &[String]| if names.is_empty() { "open".to_owned() } else { names.join(",") };
+            let policies =
+                |names: &[String]| if names.is_empty() { "open".to_owned() } else { names.join(",") };
             table.add_row([
                 endpoint.id.to_string(),
                 endpoint.pod.clone(),

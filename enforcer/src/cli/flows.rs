@@ -1,15 +1,27 @@
 //! `bulkhead flows`: the agent's recent flow records, as a table or as lines.
 
-use std::{fmt::Write as _, path::PathBuf, time::Duration};
+use std::{
+    fmt::Write as _,
+    io::{self, Write},
+    path::PathBuf,
+    time::Duration,
+};
 
 use clap::{Parser, ValueEnum};
 use comfy_table::{Table, presets};
+use futures::TryStreamExt;
 use serde_json::Value;
 
-use crate::flow::{
-    clock::Timestamp,
-    filter::{Filter, Query},
-    record::{Connection, Content, Endpoint, Granted, Layer4, Line, Record, Rule, TrafficDirection, Verdict},
+use crate::{
+    api::{self, ClientError, FlowQuery},
+    flow::{
+        clock::Timestamp,
+        filter::Filter,
+        record::{
+            Connection, Content, Endpoint, Granted, Layer4, Line, LostSource, Record, Rule, TrafficDirection,
+            Verdict,
+        },
+    },
 };
 
 #[derive(Clone, Debug, Parser)]
@@ -33,8 +45,8 @@ pub struct Args {
     /// Source or destination port.
     #[arg(long)]
     pub port: Option<u16>,
-    /// TCP, UDP, SCTP, ICMP, ICMPv6 or an IP protocol number.
-    #[arg(long, value_parser = protocol)]
+    /// The protocol's name or IP number.
+    #[arg(long, value_parser = protocol, help = "TCP, UDP, SCTP, ICMP, ICMPv6 or an IP protocol number")]
     pub protocol: Option<u8>,
     /// Not before this time: RFC 3339, or an age such as 30s, 5m or 2h.
     #[arg(long, value_parser = since)]
@@ -62,23 +74,60 @@ pub enum VerdictArg {
 }
 
 impl Args {
-    pub fn query(&self) -> Query {
-        Query {
-            filter: Filter {
-                namespace: self.namespace.clone(),
-                pod: self.pod.clone(),
-                verdict: self.verdict.map(|verdict| match verdict {
-                    VerdictArg::Forwarded => Verdict::Forwarded,
-                    VerdictArg::Dropped => Verdict::Dropped,
-                }),
-                port: self.port,
-                protocol: self.protocol,
-                since: self.since,
-            },
-            last: self.last,
+    pub fn query(&self) -> FlowQuery {
+        FlowQuery {
+            last: Some(self.last),
             follow: self.follow,
+            filter: serde_json::to_value(self.filter()).expect("strings and numbers"),
         }
     }
+
+    fn filter(&self) -> Filter {
+        Filter {
+            namespace: self.namespace.clone(),
+            pod: self.pod.clone(),
+            verdict: self.verdict.map(|verdict| match verdict {
+                VerdictArg::Forwarded => Verdict::Forwarded,
+                VerdictArg::Dropped => Verdict::Dropped,
+            }),
+            port: self.port,
+            protocol: self.protocol,
+            since: self.since,
+        }
+    }
+}
+
+#[derive(Debug, thiserror::Error)]
+pub enum FlowsError {
+    #[error(transparent)]
+    Agent(#[from] ClientError),
+    #[error("cannot write the answer")]
+    Output(#[from] io::Error),
+}
+
+/// Asks the agent and prints the answer. A reader that has seen enough (`| head`) is not an error.
+pub async fn run(args: &Args) -> Result<(), FlowsError> {
+    match print(args, &mut io::stdout()).await {
+        Err(FlowsError::Output(error)) if error.kind() == io::ErrorKind::BrokenPipe => Ok(()),
+        other => other,
+    }
+}
+
+async fn print(args: &Args, output: &mut impl Write) -> Result<(), FlowsError> {
+    let mut records = api::flows(&args.socket, args.query()).await?;
+    if args.output == Output::Table && !args.follow {
+        let records: Vec<Value> = records.try_collect().await?;
+        output.write_all(render_table(&records).as_bytes())?;
+        return Ok(());
+    }
+    while let Some(record) = records.try_next().await? {
+        match args.output {
+            Output::Json => writeln!(output, "{record}")?,
+            Output::Table | Output::Compact => writeln!(output, "{}", render_compact(&record))?,
+        }
+        output.flush()?;
+    }
+    Ok(())
 }
 
 fn protocol(text: &str) -> Result<u8, String> {
@@ -124,7 +173,7 @@ pub fn render_table<'a>(lines: impl IntoIterator<Item = &'a Value>) -> String {
     }
     let mut text = String::new();
     for line in table.lines() {
-        text.push_str(line.trim_end());
+        text.push_str(line.trim());
         text.push('\n');
     }
     text
@@ -140,48 +189,42 @@ const HEADING: [&str; 8] =
     ["TIME", "SOURCE", "", "DESTINATION", "DIRECTION", "VERDICT", "PROTOCOL", "DECIDED BY"];
 
 fn row(line: &Value) -> [String; 8] {
+    let cells = |first: String, rest: [&str; 7]| {
+        let mut cells: [String; 8] = Default::default();
+        cells[0] = first;
+        cells[1..].clone_from_slice(&rest.map(str::to_owned));
+        cells
+    };
     // A newer agent's record still shows, as it came.
     let Ok(line) = serde_json::from_value::<Line>(line.clone()) else {
-        return [
-            line.to_string(),
-            String::new(),
-            String::new(),
-            String::new(),
-            String::new(),
-            String::new(),
-            String::new(),
-            String::new(),
-        ];
+        return cells(line.to_string(), [""; 7]);
     };
     let time = line.time.to_string();
-    match line.content {
+    match &line.content {
         Content::LostEvents(lost) => {
             let what = format!("{} records lost", lost.num_events_lost);
-            [
-                time,
-                what,
-                String::new(),
-                String::new(),
-                String::new(),
-                "LOST".into(),
-                String::new(),
-                serde_json::to_string(&lost.source).expect("a name").replace('"', ""),
-            ]
+            let who = match lost.source {
+                LostSource::Kernel => "the kernel's ring buffer was full",
+                LostSource::Exporter => "the exporter was too slow",
+                LostSource::Follower => "this command was too slow",
+            };
+            cells(time, [&what, "", "", "", "LOST", "", who])
         }
-        Content::Flow(record) => [
+        Content::Flow(record) => cells(
             time,
-            end(&record, &record.source, 0),
-            if record.verdict == Verdict::Dropped { "-x" } else { "->" }.into(),
-            end(&record, &record.destination, 1),
-            match record.traffic_direction {
-                TrafficDirection::Ingress => "INGRESS",
-                TrafficDirection::Egress => "EGRESS",
-            }
-            .into(),
-            verdict(&record),
-            record.summary.replacen("TCP Flags: ", "TCP ", 1),
-            decided_by(&record),
-        ],
+            [
+                &end(record, &record.source, 0),
+                if record.verdict == Verdict::Dropped { "-x" } else { "->" },
+                &end(record, &record.destination, 1),
+                match record.traffic_direction {
+                    TrafficDirection::Ingress => "INGRESS",
+                    TrafficDirection::Egress => "EGRESS",
+                },
+                &verdict(record),
+                &record.summary.replacen("TCP Flags: ", "TCP ", 1),
+                &decided_by(record),
+            ],
+        ),
     }
 }
 
@@ -254,4 +297,122 @@ fn rule(rule: &Rule) -> String {
         write!(text, " ({file}:{line})").expect("a string takes everything");
     }
     text
+}
+
+#[cfg(test)]
+mod tests {
+    #![expect(clippy::unwrap_used, reason = "tests")]
+
+    use serde_json::json;
+
+    use super::*;
+
+    fn records() -> [Value; 3] {
+        let ends = json!({
+            "emitter": {"name": "bulkhead", "version": "0"}, "uuid": "", "Type": "L3_L4", "node_name": "a",
+            "time": "2026-01-02T03:04:05.000000006Z",
+            "IP": {"source": "10.244.2.9", "destination": "10.244.1.3", "ipVersion": "IPv4"},
+            "l4": {"TCP": {"source_port": 40000, "destination_port": 80, "flags": {"SYN": true}}},
+            "destination": {"namespace": "shop", "pod_name": "cart-0"},
+            "event_type": {"type": 5}, "traffic_direction": "INGRESS", "Summary": "TCP Flags: SYN",
+        });
+        let flow = |more: Value, ours: Value| {
+            let mut flow = ends.clone();
+            flow.as_object_mut().unwrap().extend(more.as_object().unwrap().clone());
+            flow["extensions"] =
+                json!({"@type": "type.googleapis.com/google.protobuf.Struct", "value": ours});
+            json!({"flow": flow, "node_name": "a", "time": "2026-01-02T03:04:05.000000006Z"})
+        };
+        let rule = json!([{"policy": "shop/cart-in", "file": "cart.yaml", "line": 14}]);
+        [
+            flow(
+                json!({"verdict": "DROPPED", "source": {"labels": ["reserved:world"]}}),
+                json!({"reason": "policy-denied", "rule": rule, "aggregated": 3}),
+            ),
+            flow(
+                json!({"verdict": "FORWARDED", "source": {"namespace": "shop", "pod_name": "front-0"}}),
+                json!({
+                    "reason": "allowed", "granted": "rules", "aggregated": 1,
+                    "rule": [{"policy": "shop/cart-in", "index": 2}], "connection": {"state": "new"},
+                }),
+            ),
+            json!({
+                "lost_events": {"source": "HUBBLE_RING_BUFFER", "num_events_lost": "5"},
+                "node_name": "a", "time": "2026-01-02T03:04:06Z",
+            }),
+        ]
+    }
+
+    #[test]
+    fn a_table_shows_who_was_stopped_by_which_policy() {
+        let want = "\
+TIME                            SOURCE                               DESTINATION     DIRECTION  VERDICT     PROTOCOL  DECIDED BY
+2026-01-02T03:04:05.000000006Z  reserved:world 10.244.2.9:40000  -x  shop/cart-0:80  INGRESS    DROPPED x3  TCP SYN   policy-denied shop/cart-in (cart.yaml:14)
+2026-01-02T03:04:05.000000006Z  shop/front-0:40000               ->  shop/cart-0:80  INGRESS    FORWARDED   TCP SYN   allowed shop/cart-in#2
+2026-01-02T03:04:06.000000000Z  5 records lost                                                  LOST                  this command was too slow
+";
+        assert_eq!(render_table(&records()), want);
+    }
+
+    #[test]
+    fn compact_lines_say_the_same_without_alignment() {
+        let lines: Vec<_> = records().iter().map(render_compact).collect();
+        assert_eq!(
+            lines,
+            [
+                "2026-01-02T03:04:05.000000006Z reserved:world 10.244.2.9:40000 -x shop/cart-0:80 \
+                 INGRESS DROPPED x3 TCP SYN policy-denied shop/cart-in (cart.yaml:14)",
+                "2026-01-02T03:04:05.000000006Z shop/front-0:40000 -> shop/cart-0:80 \
+                 INGRESS FORWARDED TCP SYN allowed shop/cart-in#2",
+                "2026-01-02T03:04:06.000000000Z 5 records lost LOST this command was too slow",
+            ]
+        );
+        assert_eq!(
+            render_compact(&json!({"new": 1})),
+            r#"{"new":1}"#,
+            "what we cannot read is shown as it is"
+        );
+    }
+
+    #[test]
+    fn arguments_become_a_query() {
+        let args = Args::try_parse_from([
+            "flows",
+            "--last",
+            "5",
+            "-f",
+            "-n",
+            "shop",
+            "--pod",
+            "cart-0",
+            "--verdict",
+            "DROPPED",
+            "--port",
+            "80",
+            "--protocol",
+            "tcp",
+            "--since",
+            "2026-01-02T03:04:05Z",
+        ]);
+        let query = args.unwrap().query();
+        let filter = json!({
+            "namespace": "shop", "pod": "cart-0", "verdict": "DROPPED", "port": 80, "protocol": 6,
+            "since": "2026-01-02T03:04:05.000000000Z",
+        });
+        assert_eq!(query, FlowQuery { last: Some(5), follow: true, filter });
+
+        let plain = Args::try_parse_from(["flows"]).unwrap().query();
+        assert_eq!(plain, FlowQuery { last: Some(20), follow: false, filter: json!({}) });
+        for wrong in [["--since", "yesterday"], ["--protocol", "carrier-pigeon"], ["--verdict", "maybe"]] {
+            assert!(Args::try_parse_from(["flows"].iter().chain(&wrong)).is_err(), "{wrong:?}");
+        }
+    }
+
+    #[test]
+    fn an_age_is_counted_back_from_now() {
+        let asked = since("2m").unwrap().0;
+        let age = Timestamp::now().0 - asked;
+        assert!((120_000_000_000..130_000_000_000).contains(&age), "{age}");
+        assert!(since("99999999999999999999d").is_err());
+    }
 }

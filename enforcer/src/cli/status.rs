@@ -7,7 +7,7 @@ use bulkhead_cni::config::DEFAULT_SOCKET;
 
 use crate::{agent::status::Status, api};
 
-/// Exit status: 0 the node enforces what the cluster says, 1 something is not in force, 2 nobody to ask.
+/// Exit status: 0 the agent has answered, 2 nobody to ask.
 #[derive(Clone, Debug, clap::Args)]
 pub struct Args {
     #[arg(short, long, value_enum, default_value_t)]
@@ -26,7 +26,8 @@ pub enum Output {
 
 pub async fn run(args: &Args, out: &mut impl Write) -> anyhow::Result<ExitCode> {
     let answer = api::status(&args.socket).await?;
-    let status: Status = serde_json::from_value(answer).context("the agent's answer is of another version")?;
+    let status: Status =
+        serde_json::from_value(answer).context("the agent's answer is of another version")?;
     match args.output {
         Output::Json => {
             serde_json::to_writer_pretty(&mut *out, &status)?;
@@ -34,6 +35,5 @@ pub async fn run(args: &Args, out: &mut impl Write) -> anyhow::Result<ExitCode> 
         }
         Output::Table => out.write_all(status.render().as_bytes())?,
     }
-    let well = status.source.synced && status.source.problems.is_empty() && status.datapath.error.is_none();
-    Ok(ExitCode::from(u8::from(!well)))
+    Ok(ExitCode::SUCCESS)
 }

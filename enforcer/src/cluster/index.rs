@@ -222,7 +222,7 @@ impl Index {
         let claims = self.claims.get(&address);
         let claims = || claims.into_iter().flatten();
         let is_this_node =
-            |claim: &Claim| claim.node().is_some_and(|n| self.node.as_deref() == n && n.is_some());
+            |claim: &Claim| claim.node_name().is_some_and(|name| self.node.as_deref() == Some(name));
         if self.local_addresses.contains(&address) || claims().any(is_this_node) {
             return Some(Owner::ThisNode);
         }
@@ -231,8 +231,8 @@ impl Index {
         if let Some(pod) = only(pods().filter(attached)) {
             return Some(Owner::Pod(pod));
         }
-        if let Some(node) = claims().find_map(Claim::node) {
-            return Some(Owner::OtherNode(node));
+        if let Some(claim) = claims().find(|claim| claim.is_node()) {
+            return Some(Owner::OtherNode(claim.node_name()));
         }
         match only(pods()) {
             Some(pod) => Some(Owner::Pod(pod)),
@@ -292,9 +292,10 @@ impl Index {
 
     fn pod_claims(&self, key: &Key) -> Option<(Claim, BTreeSet<IpAddr>)> {
         let pod = self.pods.get(key).filter(|pod| !pod.finished)?;
-        let claim = match pod.host_network {
-            true => Claim::HostPod { node: pod.node.clone(), pod: key.clone() },
-            false => Claim::Pod(key.clone()),
+        let claim = if pod.host_network {
+            Claim::HostPod { node: pod.node.clone(), pod: key.clone() }
+        } else {
+            Claim::Pod(key.clone())
         };
         Some((claim, self.addresses(pod)))
     }
@@ -306,11 +307,14 @@ impl Index {
 }
 
 impl Claim {
-    /// Outer `None`: not a node's; inner: a node without a name.
-    fn node(&self) -> Option<Option<&str>> {
+    fn is_node(&self) -> bool {
+        matches!(self, Self::Node(_) | Self::HostPod { .. })
+    }
+
+    fn node_name(&self) -> Option<&str> {
         match self {
-            Self::Node(name) => Some(Some(name)),
-            Self::HostPod { node, .. } => Some(node.as_deref()),
+            Self::Node(name) => Some(name),
+            Self::HostPod { node, .. } => node.as_deref(),
             Self::Pod(_) => None,
         }
     }

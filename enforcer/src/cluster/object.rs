@@ -107,7 +107,7 @@ pub struct Pod {
     pub ips: BTreeSet<IpAddr>,
     /// Of all containers and restartable init containers.
     pub ports: BTreeSet<ContainerPort>,
-    /// The controller that owns the pod (a ReplicaSet of a Deployment is told as the Deployment).
+    /// The controller that owns the pod (a `ReplicaSet` of a Deployment is told as the Deployment).
     pub workload: Option<Workload>,
 }
 
@@ -128,13 +128,13 @@ pub struct ContainerPort {
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Node {
     pub name: String,
-    /// `status.addresses` of types InternalIP and ExternalIP, and flannel's public-ip annotations.
+    /// `status.addresses` of types `InternalIP` and `ExternalIP`, and flannel's public-ip annotations.
     pub addresses: BTreeSet<IpAddr>,
     /// `spec.podCIDRs`, or `podCIDR`; masked.
     pub pod_cidrs: BTreeSet<IpNetwork>,
 }
 
-/// A protocol that a NetworkPolicy port can name.
+/// A protocol that a `NetworkPolicy` port can name.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 pub enum Protocol {
     #[serde(rename = "TCP")]

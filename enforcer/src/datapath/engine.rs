@@ -4,11 +4,7 @@
 //! of a probe is one `BPF_PROG_TEST_RUN` of the opening packet. Test runs carry interface index 1
 //! (loopback), so the judging pod's record is copied there first.
 
-use std::{
-    collections::BTreeMap,
-    net::IpAddr,
-    sync::Arc,
-};
+use std::{collections::BTreeMap, net::IpAddr, sync::Arc};
 
 use aya::{
     Ebpf,
@@ -89,7 +85,7 @@ impl KernelEngine {
             destination_port: flow.port,
         };
         let verdict = node.judge(record, &opening, direction)?;
-        if other.endpoint.as_ref() == Some(endpoint) {
+        if other.address == own.address {
             return Ok(Side { verdict, by: "own address".to_owned() });
         }
         let by = match verdict {
@@ -127,7 +123,8 @@ impl NodeKernel {
         });
         // The compiled policy is all there is: one scope, one state.
         let compile = |_: &_| Compiled::clone(&compiled);
-        tables.update(compile, Scope::default(), &locals.collect())?;
+        let plan = tables.plan(compile, Scope::default(), &locals.collect())?;
+        tables.carry_out(plan)?;
         Ok(Self { ebpf, tables, compiled, interfaces })
     }
 
@@ -163,9 +160,14 @@ impl NodeKernel {
     /// Why the connection that was just tracked may pass, at the end of this address.
     fn granted(&mut self, own: IpAddr) -> Vec<Grant> {
         let maps = self.tables.kernel();
-        let v4 = maps.conns_v4().entries().find_map(|(key, conn)| own_rule(&key.addresses.map(IpAddr::from), &conn, own));
+        let v4 = maps
+            .conns_v4()
+            .entries()
+            .find_map(|(key, conn)| own_rule(&key.addresses.map(IpAddr::from), &conn, own));
         let rule = v4.or_else(|| {
-            maps.conns_v6().entries().find_map(|(key, conn)| own_rule(&key.addresses.map(IpAddr::from), &conn, own))
+            maps.conns_v6()
+                .entries()
+                .find_map(|(key, conn)| own_rule(&key.addresses.map(IpAddr::from), &conn, own))
         });
         rule.and_then(|rule| self.tables.numbers().grants.value(rule)).cloned().into_iter().collect()
     }

@@ -56,7 +56,11 @@ impl Image {
     }
 
     pub fn stale_rules(&self, desired: &BTreeMap<Rule, u32>) -> Vec<Op> {
-        self.rules.keys().filter(|rule| !desired.contains_key(rule)).map(|rule| Op::RemoveRule(*rule)).collect()
+        self.rules
+            .keys()
+            .filter(|rule| !desired.contains_key(rule))
+            .map(|rule| Op::RemoveRule(*rule))
+            .collect()
     }
 
     /// New and changed addresses first, then those that are gone; a more specific prefix before a wider one

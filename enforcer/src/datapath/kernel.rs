@@ -4,13 +4,12 @@ use std::{collections::BTreeMap, net::IpAddr, path::Path};
 
 use aya::{
     Ebpf,
-    maps::{
-        Array, HashMap, LpmTrie, MapData, MapError, PerCpuArray, RingBuf,
-        lpm_trie::Key as LpmKey,
-    },
+    maps::{Array, HashMap, LpmTrie, MapData, MapError, PerCpuArray, RingBuf, lpm_trie::Key as LpmKey},
 };
 use bulkhead_ebpf::{
-    abi::{self, Config, Conn, ConnKey, ConnKey4, ConnKey6, DropCount, DropKey, Endpoint, Peer, RuleKey, names},
+    abi::{
+        self, Config, Conn, ConnKey, ConnKey4, ConnKey6, DropCount, DropKey, Endpoint, Peer, RuleKey, names,
+    },
     reason::{REASONS, Reason},
 };
 use ipnetwork::IpNetwork;
@@ -160,8 +159,12 @@ impl Kernel for Maps {
             Op::RemovePeer(IpAddr::V4(a)) => absent_is_gone(self.peers_v4.remove(&a.octets())),
             Op::RemovePeer(IpAddr::V6(a)) => absent_is_gone(self.peers_v6.remove(&a.octets())),
             Op::SetPrefix(net, peer) => match net.network() {
-                IpAddr::V4(a) => self.prefixes_v4.insert(&LpmKey::new(net.prefix().into(), a.octets()), peer, 0),
-                IpAddr::V6(a) => self.prefixes_v6.insert(&LpmKey::new(net.prefix().into(), a.octets()), peer, 0),
+                IpAddr::V4(a) => {
+                    self.prefixes_v4.insert(&LpmKey::new(net.prefix().into(), a.octets()), peer, 0)
+                }
+                IpAddr::V6(a) => {
+                    self.prefixes_v6.insert(&LpmKey::new(net.prefix().into(), a.octets()), peer, 0)
+                }
             },
             Op::RemovePrefix(net) => absent_is_gone(match net.network() {
                 IpAddr::V4(a) => self.prefixes_v4.remove(&LpmKey::new(net.prefix().into(), a.octets())),

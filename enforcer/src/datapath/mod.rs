@@ -10,9 +10,9 @@ pub mod kernel;
 mod numbers;
 pub mod programs;
 pub mod sweep;
-mod transition;
 #[cfg(test)]
 mod tests;
+mod transition;
 
 use std::{
     collections::BTreeMap,
@@ -25,7 +25,7 @@ use aya::{EbpfError, maps::MapError, pin::PinError, programs::ProgramError};
 pub use self::{
     image::{Image, Op, Rule},
     numbers::{Numbers, NumbersError},
-    transition::Local,
+    transition::{Local, Plan},
 };
 use crate::{
     datapath::kernel::Kernel,
@@ -91,17 +91,23 @@ impl<K: Kernel> Tables<K> {
         }
     }
 
-    /// Brings the kernel to what `compile` says of the cluster, by writes of which every prefix is safe.
-    /// After an error the kernel holds a consistent older state and the next call goes on from there.
-    pub fn update(
+    /// How to bring the kernel to what `compile` says of the cluster. Every number of the plan is on disk, and
+    /// none in the kernel, when this returns.
+    pub fn plan(
         &mut self,
         compile: impl Fn(&Scope) -> Compiled,
         scope: Scope,
         locals: &BTreeMap<u32, Local>,
-    ) -> Result<Written, DatapathError> {
+    ) -> Result<Plan, DatapathError> {
         let plan = transition::plan(&mut self.numbers, &self.actual, compile, scope, locals);
         self.save_numbers()?;
-        let written = self.carry_out(&plan.ops)?;
+        Ok(plan)
+    }
+
+    /// Writes of which every prefix is safe. After an error the kernel holds a consistent older state, and a
+    /// new plan goes on from there.
+    pub fn carry_out(&mut self, plan: Plan) -> Result<Written, DatapathError> {
+        let written = self.write(&plan.ops)?;
         self.numbers.set_scope(plan.scope);
         self.save_numbers()?;
         Ok(written)
@@ -111,13 +117,13 @@ impl<K: Kernel> Tables<K> {
     /// after the last update (a second is plenty): no packet may still be on its way to them.
     pub fn tidy(&mut self, compiled: &Compiled) -> Result<Written, DatapathError> {
         let ops = transition::stale_rules(&mut self.numbers, &self.actual, compiled);
-        let written = self.carry_out(&ops)?;
+        let written = self.write(&ops)?;
         self.numbers.forget_unused(&self.actual);
         self.save_numbers()?;
         Ok(written)
     }
 
-    fn carry_out(&mut self, ops: &[Op]) -> Result<Written, DatapathError> {
+    fn write(&mut self, ops: &[Op]) -> Result<Written, DatapathError> {
         let mut written = Written::default();
         for op in ops {
             self.kernel.apply(op)?;

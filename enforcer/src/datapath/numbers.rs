@@ -97,11 +97,14 @@ impl Numbers {
         for changed in tables {
             *changed = false;
         }
-        crate::endpoint::store::write_atomically(path, &serde_json::to_vec(self).expect("numbers are plain data"))
-            .map_err(|source| {
-                self.changed = true;
-                NumbersError::Write { path: path.into(), source }
-            })
+        crate::endpoint::store::write_atomically(
+            path,
+            &serde_json::to_vec(self).expect("numbers are plain data"),
+        )
+        .map_err(|source| {
+            self.changed = true;
+            NumbersError::Write { path: path.into(), source }
+        })
     }
 
     pub fn identity(&mut self, identity: &Arc<Identity>) -> u32 {

@@ -62,7 +62,10 @@ pub fn load_private(capacity: Capacity) -> Result<Ebpf, DatapathError> {
 }
 
 /// A program of `load_private`'s object.
-pub fn classifier<'a>(ebpf: &'a mut Ebpf, name: &'static str) -> Result<&'a mut SchedClassifier, DatapathError> {
+pub fn classifier<'a>(
+    ebpf: &'a mut Ebpf,
+    name: &'static str,
+) -> Result<&'a mut SchedClassifier, DatapathError> {
     let program = ebpf.program_mut(name).ok_or(DatapathError::NoSuchProgram(name))?;
     Ok(program.try_into()?)
 }
@@ -108,9 +111,8 @@ impl Programs {
             let fresh = classifier(&mut ebpf, name)?;
             fresh.load()?;
             let pinned = SchedClassifier::from_pin(&path).ok();
-            let same_code = |pinned: &SchedClassifier| {
-                Ok::<_, ProgramError>(pinned.info()?.tag() == fresh.info()?.tag())
-            };
+            let same_code =
+                |pinned: &SchedClassifier| Ok::<_, ProgramError>(pinned.info()?.tag() == fresh.info()?.tag());
             match pinned {
                 Some(pinned) if same_code(&pinned)? => {
                     adoption.programs_adopted += 1;
@@ -222,7 +224,9 @@ impl Programs {
 
 /// Pins under another name first and renames over the old pin, so that there is always one.
 fn replace_pin(program: &mut SchedClassifier, path: &Path) -> Result<SchedClassifier, DatapathError> {
-    let next = path.with_extension("next");
+    // bpffs reserves names with dots.
+    let next =
+        path.with_file_name(format!("next-{}", path.file_name().unwrap_or_default().to_string_lossy()));
     remove_pin(&next)?;
     program.pin(&next).map_err(|source| DatapathError::PinLink { path: next.clone(), source })?;
     fs::rename(&next, path).map_err(|source| DatapathError::Pin { path: path.into(), source })?;

@@ -14,8 +14,8 @@ use crate::{
     cluster::{
         Index,
         object::{
-            IpBlock, Key, Namespace, NetworkPolicy, Node, Object, Operator, Peer as PolicyPeer, Pod, Port, Ports, Protocol,
-            Requirement, Rule as PolicyRule, Selector,
+            IpBlock, Key, Namespace, NetworkPolicy, Node, Object, Operator, Peer as PolicyPeer, Pod, Port,
+            Ports, Protocol, Requirement, Rule as PolicyRule, Selector,
         },
     },
     policy::{self, Settings},
@@ -55,7 +55,9 @@ fn allows(image: &Image, ifindex: u32, remote: IpAddr, direction: u8, protocol: 
         let covering = image.prefixes.iter().filter(|(prefix, _)| prefix.contains(remote));
         covering.max_by_key(|(prefix, _)| prefix.prefix()).map(|(_, peer)| *peer)
     };
-    let Some(Peer { identity, blocks, .. }) = image.peers.get(&remote).copied().or_else(prefix) else { return false };
+    let Some(Peer { identity, blocks, .. }) = image.peers.get(&remote).copied().or_else(prefix) else {
+        return false;
+    };
     [identity, blocks, abi::PEER_ANY].into_iter().any(|peer| {
         (0..=16)
             .map(|bits| (protocol, port & !(0xffff_u32 >> bits) as u16, abi::RULE_BITS_PROTOCOL + bits))
@@ -119,12 +121,21 @@ fn locals() -> BTreeMap<u32, Local> {
 fn update(tables: &mut Tables<Model>, index: &Index) -> Result<super::Written, DatapathError> {
     let settings = Settings::default();
     let compile = |scope: &_| policy::compile(index, &settings, scope);
-    tables.update(compile, policy::scope(index, &settings), &locals())
+    let plan = tables.plan(compile, policy::scope(index, &settings), &locals())?;
+    tables.carry_out(plan)
 }
 
 /// Every question that the two local pods can be asked.
 fn verdicts(image: &Image) -> Vec<bool> {
-    let remotes = ["10.244.1.11", "10.244.1.12", "10.244.2.13", "10.244.2.14", "10.244.2.99", "10.244.2.1", "192.0.2.1"];
+    let remotes = [
+        "10.244.1.11",
+        "10.244.1.12",
+        "10.244.2.13",
+        "10.244.2.14",
+        "10.244.2.99",
+        "10.244.2.1",
+        "192.0.2.1",
+    ];
     let mut verdicts = Vec::new();
     for ifindex in [WEB, DB] {
         for remote in remotes {
@@ -140,11 +151,15 @@ fn verdicts(image: &Image) -> Vec<bool> {
 }
 
 fn selector() -> impl Strategy<Value = Selector> {
-    let requirement = prop::sample::select(vec![("app", "web"), ("app", "db"), ("app", "cart"), ("tier", "front")]);
+    let requirement =
+        prop::sample::select(vec![("app", "web"), ("app", "db"), ("app", "cart"), ("tier", "front")]);
     prop::collection::vec(requirement, 0..2).prop_map(|pairs| Selector {
         requirements: pairs
             .into_iter()
-            .map(|(key, value)| Requirement { key: key.into(), operator: Operator::In([value.to_owned()].into()) })
+            .map(|(key, value)| Requirement {
+                key: key.into(),
+                operator: Operator::In([value.to_owned()].into()),
+            })
             .collect(),
     })
 }
@@ -153,9 +168,11 @@ fn peer() -> impl Strategy<Value = PolicyPeer> {
     prop_oneof![
         selector().prop_map(|pods| PolicyPeer::Pods { namespaces: None, pods }),
         selector().prop_map(|pods| PolicyPeer::Pods { namespaces: Some(Selector::default()), pods }),
-        prop::sample::select(vec!["10.244.0.0/16", "10.244.2.0/28", "0.0.0.0/0", "192.0.2.0/24"]).prop_map(|cidr| {
-            PolicyPeer::Block(IpBlock { cidr: cidr.parse().expect("prefix"), except: BTreeSet::new() })
-        }),
+        prop::sample::select(vec!["10.244.0.0/16", "10.244.2.0/28", "0.0.0.0/0", "192.0.2.0/24"]).prop_map(
+            |cidr| {
+                PolicyPeer::Block(IpBlock { cidr: cidr.parse().expect("prefix"), except: BTreeSet::new() })
+            }
+        ),
     ]
 }
 
@@ -164,12 +181,17 @@ fn rule() -> impl Strategy<Value = PolicyRule> {
     let ports = prop::collection::vec(ports, 0..2).prop_map(|ranges| {
         ranges.into_iter().map(|(a, b)| Port { protocol: Protocol::Tcp, ports: Ports::Range(a, b) }).collect()
     });
-    (prop::collection::vec(peer(), 0..3), ports).prop_map(|(peers, ports)| PolicyRule { index: 0, peers, ports })
+    (prop::collection::vec(peer(), 0..3), ports).prop_map(|(peers, ports)| PolicyRule {
+        index: 0,
+        peers,
+        ports,
+    })
 }
 
 fn policies() -> impl Strategy<Value = Vec<NetworkPolicy>> {
     let rules = || prop::option::of(prop::collection::vec(rule(), 0..3));
-    let policy = (selector(), rules(), rules()).prop_map(|(subjects, ingress, egress)| (subjects, ingress, egress));
+    let policy =
+        (selector(), rules(), rules()).prop_map(|(subjects, ingress, egress)| (subjects, ingress, egress));
     prop::collection::vec(policy, 0..4).prop_map(|parts| {
         let policies = parts.into_iter().enumerate().map(|(i, (subjects, ingress, egress))| NetworkPolicy {
             key: Key::new("shop", format!("p{i}")),
@@ -283,7 +305,8 @@ fn with_its_numbers_lost_a_restart_gives_no_number_a_second_meaning() {
     let mut after = Tables::open(kernel, None).expect("opened");
     update(&mut after, &cluster(&[])).expect("written");
     assert_eq!(verdicts(&after.kernel().now), old);
-    let generations = |image: &Image| image.endpoints.values().map(|e| e.policy.generation()).collect::<Vec<_>>();
+    let generations =
+        |image: &Image| image.endpoints.values().map(|e| e.policy.generation()).collect::<Vec<_>>();
     let (first, last) = (after.kernel().history[0].clone(), after.kernel().now.clone());
     assert!(generations(&last).iter().min() > generations(&first).iter().max(), "generations go on");
 }

@@ -43,10 +43,11 @@ pub struct Local {
     pub adopted: bool,
 }
 
-/// Writes to carry out in order.
+/// Writes to carry out in order, and what the maps then hold.
 #[derive(Debug)]
 pub struct Plan {
     pub ops: Vec<Op>,
+    pub target: Image,
     /// Becomes the scope in force when every write has succeeded.
     pub scope: Scope,
 }
@@ -76,7 +77,7 @@ pub fn plan(
         draft.move_addresses(&settled);
         draft.switch_endpoints(&settled, locals, false);
     }
-    Plan { ops: draft.ops, scope }
+    Plan { ops: draft.ops, target: draft.image, scope }
 }
 
 /// Rules that nothing in force can reach any more: removed a while after the plan, when no packet that
@@ -103,7 +104,9 @@ impl Draft<'_> {
     }
 
     fn rule_sets_of(&mut self, compiled: &Compiled, locals: &BTreeMap<u32, Local>) -> BTreeSet<u32> {
-        let pods = locals.values().filter_map(|local| local.pod.as_ref().and_then(|pod| compiled.endpoints.get(pod)));
+        let pods = locals
+            .values()
+            .filter_map(|local| local.pod.as_ref().and_then(|pod| compiled.endpoints.get(pod)));
         pods.map(|endpoint| self.numbers.rule_sets.number(&endpoint.rules)).collect()
     }
 
@@ -157,7 +160,8 @@ impl Draft<'_> {
 
     /// Tells whether any address changed its meaning or its number.
     fn move_addresses(&mut self, compiled: &Compiled) -> bool {
-        let peers: BTreeMap<IpAddr, _> = compiled.peers.iter().map(|(a, info)| (*a, self.peer(info))).collect();
+        let peers: BTreeMap<IpAddr, _> =
+            compiled.peers.iter().map(|(a, info)| (*a, self.peer(info))).collect();
         let prefixes: BTreeMap<IpNetwork, _> =
             compiled.prefixes.iter().map(|(p, info)| (*p, self.peer(info))).collect();
         let moves = self.image.moved_addresses(&peers, &prefixes);
@@ -190,7 +194,9 @@ impl Draft<'_> {
                 // New rules under the old generation first: never old rules under the new one.
                 self.push(vec![Op::SetEndpoint(desired)]);
             }
-            if !moved && actual.is_some_and(|actual| Endpoint { identity: desired.identity, ..actual } == desired) {
+            if !moved
+                && actual.is_some_and(|actual| Endpoint { identity: desired.identity, ..actual } == desired)
+            {
                 continue; // the pod's own number is for the flow log: no verdict depends on it
             }
             desired.policy = PolicyWord::new(desired.policy.rule_set(), self.numbers.next_generation());
@@ -222,7 +228,8 @@ impl Draft<'_> {
             endpoint.tenant = self.numbers.tenant(&tenancy);
         } else if let Some(actual) = actual {
             // The pod has left the index but not the node: what was enforced stays (fail static).
-            (endpoint.policy, endpoint.identity, endpoint.tenant) = (actual.policy, actual.identity, actual.tenant);
+            (endpoint.policy, endpoint.identity, endpoint.tenant) =
+                (actual.policy, actual.identity, actual.tenant);
         } else {
             // Unknown to the index: rule set 0 admits nothing (fail closed).
             endpoint.policy = PolicyWord::new(0, generation);

@@ -9,17 +9,6 @@ use super::{
     record::Verdict,
 };
 
-/// A question to the agent's recent records.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(default, deny_unknown_fields)]
-pub struct Query {
-    pub filter: Filter,
-    /// At most this many of the newest records that match.
-    pub last: usize,
-    /// Then go on with records as they come.
-    pub follow: bool,
-}
-
 /// All given conditions must hold; empty: everything.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]

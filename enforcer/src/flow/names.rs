@@ -205,8 +205,12 @@ impl<K: Hash + Eq + Clone, V: Clone + PartialEq> Known<K, V> {
         K: Ord,
     {
         let removed: Vec<K> = self.current.keys().filter(|k| !all.contains_key(k)).cloned().collect();
-        removed.iter().for_each(|key| self.remove(key, now));
-        all.into_iter().for_each(|(key, value)| self.set(key, value, now));
+        for key in &removed {
+            self.remove(key, now);
+        }
+        for (key, value) in all {
+            self.set(key, value, now);
+        }
     }
 
     fn forget(&mut self, before: u64) {

@@ -156,8 +156,7 @@ fn rules(decided: &Decided) -> Vec<Rule> {
 }
 
 fn mac(bytes: [u8; 6]) -> String {
-    let [a, b, c, d, e, f] = bytes;
-    format!("{a:02x}:{b:02x}:{c:02x}:{d:02x}:{e:02x}:{f:02x}")
+    bytes.map(|byte| format!("{byte:02x}")).join(":")
 }
 
 fn ip(packet: &Packet) -> Ip {

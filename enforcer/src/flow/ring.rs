@@ -2,25 +2,30 @@
 
 use std::{
     collections::VecDeque,
-    sync::{Arc, Mutex, PoisonError},
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
 
 use serde::Serialize;
-use tokio::sync::broadcast;
+use serde_json::Value;
+use tokio::sync::{broadcast, mpsc};
 
 use super::{
     clock::Timestamp,
     enrich::Flow,
-    filter::{Filter, Query},
+    filter::Filter,
     record::{Content, Line, Lost, LostSource},
 };
+use crate::api::FlowQuery;
 
-/// Records kept if not set otherwise: about 30 MB when full.
-pub const DEFAULT_RECORDS: usize = 65_536;
+/// Records kept if not set otherwise: some 0.4 kB each, so 7 MB of the agent's 40 when full.
+pub const DEFAULT_RECORDS: usize = 16_384;
 /// How far a follower may lag behind before it loses records.
 const FOLLOWER_LAG: usize = 4096;
+/// Rendered lines that wait for a caller of the socket.
+const ANSWER_QUEUE: usize = 64;
 
 #[derive(Clone, Debug, PartialEq)]
+#[expect(clippy::large_enum_variant, reason = "nearly all are flows, and all are behind an `Arc`")]
 pub enum Item {
     Flow(Flow),
     Lost(Timestamp, Lost),
@@ -76,7 +81,7 @@ impl Ring {
     }
 
     pub fn push(&self, item: Arc<Item>) {
-        let mut recent = self.recent.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut recent = self.lock();
         while recent.len() >= self.capacity.max(1) {
             recent.pop_front();
         }
@@ -88,7 +93,7 @@ impl Ring {
     }
 
     pub fn len(&self) -> usize {
-        self.recent.lock().unwrap_or_else(PoisonError::into_inner).len()
+        self.lock().len()
     }
 
     pub fn is_empty(&self) -> bool {
@@ -97,39 +102,71 @@ impl Ring {
 
     /// The newest records that match, oldest first.
     pub fn last(&self, filter: &Filter, count: usize) -> Vec<Line> {
-        let recent = self.recent.lock().unwrap_or_else(PoisonError::into_inner);
-        let found = newest(&recent, filter, count);
+        let found = newest(&self.lock(), filter, count);
+        found.iter().map(|item| item.line(&self.node_name)).collect()
+    }
+
+    /// Every later record that matches.
+    pub fn follow(&self, filter: Filter) -> Follower {
+        Follower { items: self.followers.subscribe(), filter, node_name: self.node_name.clone() }
+    }
+
+    /// Answers a caller of the socket: what there is, then, if asked, what comes, without a gap between them.
+    /// Rendered as fast as it is read, on a task of its own; a caller who reads too slowly loses records and
+    /// is told how many. The error says what is wrong with the filter.
+    pub fn answer(&self, query: FlowQuery) -> Result<mpsc::Receiver<Value>, String> {
+        let filter = match query.filter {
+            Value::Null => Filter::default(),
+            filter => serde_json::from_value(filter).map_err(|error| error.to_string())?,
+        };
+        let recent = self.lock();
+        let found = newest(&recent, &filter, query.last.unwrap_or(usize::MAX));
+        let follower = query.follow.then(|| self.follow(filter));
         drop(recent);
-        self.lines(&found)
+        let (caller, answers) = mpsc::channel(ANSWER_QUEUE);
+        tokio::spawn(tell(found, follower, self.node_name.clone(), caller));
+        Ok(answers)
     }
 
-    /// As [`Ring::last`], and every later record that matches, without a gap between them.
-    pub fn follow(&self, filter: Filter, last: usize) -> (Vec<Line>, Follower) {
-        let recent = self.recent.lock().unwrap_or_else(PoisonError::into_inner);
-        let items = self.followers.subscribe();
-        let found = newest(&recent, &filter, last);
-        drop(recent);
-        (self.lines(&found), Follower { items, filter, node_name: self.node_name.clone() })
-    }
-
-    /// Answers a query: what there is, and where to go on if it asks to follow.
-    pub fn answer(&self, query: Query) -> (Vec<Line>, Option<Follower>) {
-        if query.follow {
-            let (lines, follower) = self.follow(query.filter, query.last);
-            (lines, Some(follower))
-        } else {
-            (self.last(&query.filter, query.last), None)
-        }
-    }
-
-    fn lines(&self, items: &[Arc<Item>]) -> Vec<Line> {
-        items.iter().rev().map(|item| item.line(&self.node_name)).collect()
+    fn lock(&self) -> MutexGuard<'_, VecDeque<Arc<Item>>> {
+        self.recent.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
-/// Newest first.
+/// Until all is told or the caller has left.
+async fn tell(
+    found: Vec<Arc<Item>>,
+    mut follower: Option<Follower>,
+    node_name: String,
+    caller: mpsc::Sender<Value>,
+) {
+    for item in found {
+        if caller.send(value(&item.line(&node_name))).await.is_err() {
+            return;
+        }
+    }
+    while let Some(follower) = &mut follower {
+        let line = tokio::select! {
+            line = follower.next() => line,
+            () = caller.closed() => None,
+        };
+        let Some(line) = line else { return };
+        if caller.send(value(&line)).await.is_err() {
+            return;
+        }
+    }
+}
+
+fn value(line: &Line) -> Value {
+    serde_json::to_value(line).expect("strings, numbers and string keys")
+}
+
+/// Oldest first.
 fn newest(recent: &VecDeque<Arc<Item>>, filter: &Filter, count: usize) -> Vec<Arc<Item>> {
-    recent.iter().rev().filter(|item| item.matches(filter)).take(count).cloned().collect()
+    let mut found: Vec<_> =
+        recent.iter().rev().filter(|item| item.matches(filter)).take(count).cloned().collect();
+    found.reverse();
+    found
 }
 
 #[derive(Debug)]

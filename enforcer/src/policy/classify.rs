@@ -1,7 +1,7 @@
 //! What every address is: pods and nodes by exact address, everybody else by longest prefix.
 
 use std::{
-    collections::{BTreeMap, BTreeSet, HashMap},
+    collections::{BTreeMap, BTreeSet, HashMap, HashSet},
     hash::Hash,
     net::IpAddr,
     sync::Arc,
@@ -20,22 +20,22 @@ use crate::cluster::{
 };
 
 /// Equal values share one allocation, so that later comparisons are cheap and memory stays small.
-pub(super) struct Interner<T>(HashMap<Arc<T>, ()>);
+pub(super) struct Interner<T>(HashSet<Arc<T>>);
 
 impl<T: Eq + Hash> Interner<T> {
     pub fn intern(&mut self, value: T) -> Arc<T> {
-        if let Some((known, ())) = self.0.get_key_value(&value) {
+        if let Some(known) = self.0.get(&value) {
             return Arc::clone(known);
         }
         let value = Arc::new(value);
-        self.0.insert(Arc::clone(&value), ());
+        self.0.insert(Arc::clone(&value));
         value
     }
 }
 
 impl<T> Default for Interner<T> {
     fn default() -> Self {
-        Self(HashMap::new())
+        Self(HashSet::new())
     }
 }
 
@@ -100,9 +100,10 @@ impl<'a> Classifier<'a> {
             let blocks = candidates.filter(|b| !is_out(b)).map(|b| (*b).clone()).collect();
             let blocks = self.block_sets.intern(BlockSet { blocks, ..BlockSet::default() });
             let unknown = covering.iter().any(|net| networks.contains(net));
-            let (identity, tenant) = match unknown {
-                true => (Identity::UnknownPod, Tenancy::Unknown),
-                false => (Identity::World, Tenancy::Shared),
+            let (identity, tenant) = if unknown {
+                (Identity::UnknownPod, Tenancy::Unknown)
+            } else {
+                (Identity::World, Tenancy::Shared)
             };
             prefixes.insert(*prefix, PeerInfo { identity: self.identities.intern(identity), blocks, tenant });
         }

@@ -121,7 +121,7 @@ impl<'a> Term<'a> {
             match ports {
                 Ports::All => matches.push(PortMatch::Protocol(protocol.number())),
                 Ports::Range(first, last) => {
-                    matches.extend(PortMatch::range(protocol.number(), *first, *last))
+                    matches.extend(PortMatch::range(protocol.number(), *first, *last));
                 }
                 Ports::Named(name) => {
                     let same = destination.iter().filter(|c| c.name == *name && c.protocol == *protocol);

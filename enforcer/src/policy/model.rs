@@ -44,7 +44,7 @@ pub struct PeerInfo {
 
 #[derive(Clone, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 pub enum Tenancy {
-    /// No tenant: NetworkPolicy alone decides.
+    /// No tenant: `NetworkPolicy` alone decides.
     #[default]
     Shared,
     Tenant(String),

@@ -2,14 +2,11 @@
 
 use super::{
     Settings,
-    model::{PolicyRules, RuleSet, Scope},
+    model::{Direction, Scope},
 };
-use crate::{
-    cluster::{
-        Index,
-        object::{Peer, Ports, Rule},
-    },
-    policy::model::Direction,
+use crate::cluster::{
+    Index,
+    object::{Peer, Ports, Rule, Selector},
 };
 
 /// The scope of every policy in the index. Policies of namespaces without a pod here count too: a pod's
@@ -34,23 +31,12 @@ impl Scope {
         self
     }
 
-    /// The scope of one rule set, which may still be in force when its policies have gone from the index.
-    pub fn of(rules: &RuleSet) -> Self {
-        let mut scope = Self::default();
-        let all = |policies: &[std::sync::Arc<PolicyRules>]| -> Vec<Rule> {
-            policies.iter().flat_map(|p| p.rules.clone()).collect()
-        };
-        all(&rules.ingress.policies).iter().for_each(|rule| scope.mention(Direction::Ingress, rule));
-        all(&rules.egress.policies).iter().for_each(|rule| scope.mention(Direction::Egress, rule));
-        scope
-    }
-
     fn mention(&mut self, direction: Direction, rule: &Rule) {
         for peer in &rule.peers {
             match peer {
                 Peer::Pods { namespaces, pods } => {
                     self.label_keys.extend(pods.keys().map(str::to_owned));
-                    let keys = namespaces.iter().flat_map(|selector| selector.keys());
+                    let keys = namespaces.iter().flat_map(Selector::keys);
                     self.namespace_label_keys.extend(keys.map(str::to_owned));
                 }
                 Peer::Block(block) => {
@@ -60,7 +46,7 @@ impl Scope {
         }
         // Ingress names are the subject's ports, resolved in its own rule set.
         if direction == Direction::Egress {
-            let by_block = rule.peers.is_empty() || rule.peers.iter().any(|p| p.by_block());
+            let by_block = rule.peers.is_empty() || rule.peers.iter().any(Peer::by_block);
             let by_identity = rule.peers.iter().any(|p| !p.by_block());
             for port in &rule.ports {
                 let Ports::Named(name) = &port.ports else { continue };

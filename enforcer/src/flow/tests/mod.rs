@@ -158,12 +158,16 @@ fn raw(event: &Event) -> Vec<u8> {
     let mut bytes = Vec::new();
     let longs =
         [event.time, event.started, event.packets[0], event.packets[1], event.bytes[0], event.bytes[1]];
-    longs.iter().for_each(|v| bytes.extend(v.to_ne_bytes()));
+    for long in longs {
+        bytes.extend(long.to_ne_bytes());
+    }
     bytes.extend(event.source);
     bytes.extend(event.destination);
     let words =
         [event.ifindex, event.endpoint, event.rule, event.rule_set, event.remote_identity, event.aggregated];
-    words.iter().for_each(|v| bytes.extend(v.to_ne_bytes()));
+    for word in words {
+        bytes.extend(word.to_ne_bytes());
+    }
     bytes.extend(event.source_port_be);
     bytes.extend(event.destination_port_be);
     bytes.extend(event.source_mac);

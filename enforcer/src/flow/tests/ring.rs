@@ -1,15 +1,17 @@
 //! The ring keeps the newest, filters, and tells a slow follower what it missed.
 
 use super::*;
+use crate::api::FlowQuery;
 use crate::flow::{
     Pipeline, Settings,
     export::Target,
-    filter::{Filter, Query},
+    filter::Filter,
     reader::Source,
     record::{Content, Line, Lost, LostSource, Verdict},
     ring::{Item, Ring},
 };
 use bulkhead_ebpf::abi::Event;
+use serde_json::{Value, json};
 use std::{io, time::Duration};
 use tokio::sync::{mpsc, watch};
 
@@ -54,7 +56,9 @@ fn filters_pick_records() {
         ..new_connection()
     };
     let ring = Ring::new("node-a", 10);
-    [allowed, denied, dns, ping].iter().for_each(|event| ring.push(item(event)));
+    for event in [allowed, denied, dns, ping] {
+        ring.push(item(&event));
+    }
 
     let any = Filter::default;
     let text = |text: &str| Some(text.to_owned());
@@ -91,21 +95,36 @@ fn filters_pick_records() {
 async fn a_follower_goes_on_where_the_answer_ended() {
     let ring = Ring::new("node-a", 10);
     (1..=3).for_each(|second| ring.push(numbered(second)));
-    let (lines, follower) = ring.answer(Query { filter: Filter::default(), last: 2, follow: true });
-    assert_eq!(times(&lines), [wall(2), wall(3)]);
+    let query = FlowQuery { last: Some(2), follow: true, filter: Value::Null };
+    let mut answers = ring.answer(query).unwrap();
     ring.push(item(&Event { time: 4 * SECOND, ..dropped() }));
     ring.push(numbered(5));
-    let mut follower = follower.unwrap();
-    assert_eq!(follower.next().await.unwrap().time, wall(4));
-    assert_eq!(follower.next().await.unwrap().time, wall(5));
+    for second in 2..=5 {
+        assert_eq!(answers.recv().await.unwrap()["time"], wall(second).to_string());
+    }
     drop(ring);
-    assert_eq!(follower.next().await, None);
+    assert_eq!(answers.recv().await, None);
+}
+
+#[tokio::test]
+async fn an_answer_without_follow_ends() {
+    let ring = Ring::new("node-a", 10);
+    (1..=3).for_each(|second| ring.push(numbered(second)));
+    let query = FlowQuery { filter: json!({"since": wall(2)}), ..FlowQuery::default() };
+    let mut answers = ring.answer(query).unwrap();
+    for second in 2..=3 {
+        assert_eq!(answers.recv().await.unwrap()["time"], wall(second).to_string());
+    }
+    assert_eq!(answers.recv().await, None);
+
+    let nonsense = FlowQuery { filter: json!({"colour": "red"}), ..FlowQuery::default() };
+    assert!(ring.answer(nonsense).unwrap_err().contains("colour"));
 }
 
 #[tokio::test]
 async fn a_slow_follower_is_told_how_many_it_lost() {
     let ring = Ring::new("node-a", 1);
-    let (_, mut follower) = ring.follow(Filter::default(), 0);
+    let mut follower = ring.follow(Filter::default());
     (1..=4100).for_each(|second| ring.push(numbered(second)));
     let lost = Content::LostEvents(Lost { source: LostSource::Follower, num_events_lost: 4 });
     assert_eq!(follower.next().await.unwrap().content, lost);
@@ -120,7 +139,7 @@ fn lost_records_are_shown_whatever_the_filter() {
     let lines = ring.last(&Filter { port: Some(1), ..Filter::default() }, 10);
     assert_eq!(
         serde_json::to_value(&lines).unwrap(),
-        serde_json::json!([{
+        json!([{
             "lost_events": {"source": "PERF_EVENT_RING_BUFFER", "num_events_lost": "12"},
             "node_name": "node-a", "time": "2026-01-02T03:04:06.000000000Z",
         }])
@@ -152,7 +171,7 @@ async fn events_become_named_records_and_garbage_is_counted() {
 
     // The reader already waits: names that come before the event must still count.
     swap.send(Arc::new(names())).unwrap();
-    let (_, mut follower) = handle.pipeline.ring().follow(Filter::default(), 0);
+    let mut follower = handle.pipeline.ring().follow(Filter::default());
     kernel.send(raw(&dropped())).unwrap();
     kernel.send(vec![0xff; 136]).unwrap();
     kernel.send(Vec::new()).unwrap();

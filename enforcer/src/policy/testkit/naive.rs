@@ -45,10 +45,8 @@ pub fn answer(objects: &[Object], settings: &Settings, probe: &Probe) -> Option<
         port: probe.port?,
     };
     let (source, destination) = (cluster.pod_at(&probe.src, src), cluster.pod_at(&probe.dst, dst));
-    if let (Some(source), Some(destination)) = (source, destination) {
-        if source.key == destination.key {
-            return Some(Verdicts { egress: true, ingress: true });
-        }
+    if source.is_some_and(|pod| destination.is_some_and(|other| pod.key == other.key)) {
+        return Some(Verdicts { egress: true, ingress: true });
     }
     let egress = source.is_none_or(|pod| cluster.allows(pod, false, dst, wanted));
     let ingress = destination.is_none_or(|pod| cluster.allows(pod, true, src, wanted));
@@ -248,9 +246,8 @@ fn matches(selector: &Selector, labels: &Labels) -> bool {
         let holds = match (&requirement.operator, value) {
             (Operator::In(values), Some(value)) => values.contains(value),
             (Operator::NotIn(values), Some(value)) => !values.contains(value),
-            (Operator::In(_) | Operator::Exists, None) => false,
+            (Operator::In(_) | Operator::Exists, None) | (Operator::DoesNotExist, Some(_)) => false,
             (Operator::NotIn(_) | Operator::DoesNotExist, None) | (Operator::Exists, Some(_)) => true,
-            (Operator::DoesNotExist, Some(_)) => false,
         };
         if !holds {
             return false;

@@ -77,7 +77,9 @@ impl Reader<'_, '_> {
             Some(Ok(items)) if depth < MAX_LISTS => {
                 let kind = kind.strip_suffix("List").unwrap_or_default();
                 let inherited = (!kind.is_empty()).then_some(Inherited { api_version: version, kind });
-                items.iter().for_each(|item| self.item(item, inherited, depth + 1));
+                for item in &items {
+                    self.item(item, inherited, depth + 1);
+                }
             }
             Some(Ok(_)) => self.lose(None, &Fault::new(&root.path, "lists inside lists inside lists")),
             Some(Err(fault)) => self.lose(None, &fault),
@@ -140,7 +142,9 @@ impl Reader<'_, '_> {
         };
         match object {
             Some(object) => {
-                faults.iter().for_each(|fault| self.problem(Some(&reference), fault, PARTLY_READ));
+                for fault in &faults {
+                    self.problem(Some(&reference), fault, PARTLY_READ);
+                }
                 self.keep(object);
             }
             None => faults.iter().for_each(|fault| self.lose(Some(&reference), fault)),
@@ -150,7 +154,7 @@ impl Reader<'_, '_> {
     /// A policy is never left out: what it isolates stays isolated, under whatever name it has.
     fn policy(&mut self, root: &Fields, metadata: &Fields, mut faults: Vec<Fault>) {
         let key = Key {
-            namespace: self.policy_namespace(metadata, &mut faults),
+            namespace: policy_namespace(metadata, &mut faults),
             name: self.policy_name(metadata, &mut faults),
         };
         let labels = or_note(metadata.labels("labels"), &mut faults).map(|(labels, faulty)| {
@@ -165,19 +169,10 @@ impl Reader<'_, '_> {
             (None, _) => "egress",
         };
         let effect = format!("its pods stay isolated for {directions}; the unreadable part admits nothing");
-        faults.iter().for_each(|fault| self.problem(Some(&reference), fault, &effect));
-        self.keep(Object::NetworkPolicy(policy));
-    }
-
-    fn policy_namespace(&self, metadata: &Fields, faults: &mut Vec<Fault>) -> String {
-        match namespace(metadata) {
-            Ok(namespace) => namespace.to_owned(),
-            Err(fault) => {
-                let read = metadata.get("namespace").and_then(|at| scalar(at.value));
-                faults.push(fault);
-                read.unwrap_or_else(|| "default".to_owned())
-            }
+        for fault in &faults {
+            self.problem(Some(&reference), fault, &effect);
         }
+        self.keep(Object::NetworkPolicy(policy));
     }
 
     fn policy_name(&self, metadata: &Fields, faults: &mut Vec<Fault>) -> String {
@@ -243,5 +238,16 @@ fn scalar(value: &Value) -> Option<String> {
         Value::String(text) if !text.is_empty() => Some(text.clone()),
         Value::Number(_) | Value::Bool(_) => Some(value.to_string()),
         _ => None,
+    }
+}
+
+fn policy_namespace(metadata: &Fields, faults: &mut Vec<Fault>) -> String {
+    match namespace(metadata) {
+        Ok(namespace) => namespace.to_owned(),
+        Err(fault) => {
+            let read = metadata.get("namespace").and_then(|at| scalar(at.value));
+            faults.push(fault);
+            read.unwrap_or_else(|| "default".to_owned())
+        }
     }
 }

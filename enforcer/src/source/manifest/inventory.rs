@@ -17,8 +17,8 @@ use crate::cluster::object::{
 
 /// `None`: left out, because of the last of `faults`.
 pub(super) fn namespace(meta: &Fields, name: String, faults: &mut Vec<Fault>) -> Option<Namespace> {
-    let (mut labels, faulty) = or_note(meta.labels("labels"), faults)?;
-    for (key, fault) in faulty {
+    let (mut labels, unreadable) = or_note(meta.labels("labels"), faults)?;
+    for (key, fault) in unreadable {
         // A label that is dropped could drop the tenant and open a boundary. Kept under a value that no
         // selector can name and no other namespace has, it opens nothing.
         labels.insert(key, format!("<unreadable, {name}>"));
@@ -54,9 +54,9 @@ struct RawContainerPort {
 /// `None`: left out, because of the last of `faults`. Without its labels, node or network kind a pod could
 /// escape the policies that select it; without an address it is merely nobody.
 pub(super) fn pod(root: &Fields, meta: &Fields, key: Key, faults: &mut Vec<Fault>) -> Option<Pod> {
-    let (labels, faulty) = or_note(meta.labels("labels"), faults)?;
-    if !faulty.is_empty() {
-        faults.extend(faulty.into_iter().map(|(_, fault)| fault));
+    let (labels, unreadable) = or_note(meta.labels("labels"), faults)?;
+    if !unreadable.is_empty() {
+        faults.extend(unreadable.into_iter().map(|(_, fault)| fault));
         return None;
     }
     let (node, host_network, ports) = match root.get("spec") {

@@ -3,16 +3,16 @@
 //! `-f DIR` and the agent's `--manifests DIR` read the same files: `*.yaml`, `*.yml` and `*.json` directly in
 //! the directory (not in subdirectories, as kubectl) whose names do not begin with a dot. A file holds any
 //! number of documents, a document one object or a `List`. Kinds in use: Namespace, Pod, Node and
-//! NetworkPolicy; others are counted.
+//! `NetworkPolicy`; others are counted.
 //!
 //! What the API server would refuse is reported as a [`Problem`] and never opens anything:
 //!
-//! * A NetworkPolicy keeps isolating its pods; its unreadable parts admit nothing.
+//! * A `NetworkPolicy` keeps isolating its pods; its unreadable parts admit nothing.
 //! * Of other objects the unreadable part is left out, or the whole object where a part would not be safe.
 //! * While the agent runs, what was readable before stays in force (fail static): objects of a document that
 //!   is broken now, and of a file or directory that cannot be read now.
 //! * When two documents describe the same object, the first by file name and place is in force. Of a second
-//!   NetworkPolicy the isolation holds too, without its rules.
+//!   `NetworkPolicy` the isolation holds too, without its rules.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -95,7 +95,7 @@ pub fn load(paths: &[PathBuf]) -> Loaded {
                 store.replace(&file, Some(loaded));
             }),
             Err(error) => {
-                unlisted.push(Problem::of_file(path, format!("cannot list the directory: {error}")))
+                unlisted.push(Problem::of_file(path, format!("cannot list the directory: {error}")));
             }
         }
     }
@@ -106,9 +106,17 @@ pub fn load(paths: &[PathBuf]) -> Loaded {
 
 /// The manifests of a directory, sorted by name.
 fn manifests_in(directory: &Path) -> io::Result<Vec<PathBuf>> {
-    let paths: io::Result<Vec<PathBuf>> = fs::read_dir(directory)?.map(|entry| Ok(entry?.path())).collect();
-    let mut paths = paths?;
-    paths.retain(|path| is_manifest(path) && !path.is_dir());
+    let mut paths = Vec::new();
+    for entry in fs::read_dir(directory)? {
+        let entry = entry?;
+        let path = entry.path();
+        // Only links cost a look at the file.
+        let is_directory =
+            entry.file_type().is_ok_and(|kind| kind.is_dir() || (kind.is_symlink() && path.is_dir()));
+        if is_manifest(&path) && !is_directory {
+            paths.push(path);
+        }
+    }
     paths.sort();
     Ok(paths)
 }

@@ -1,4 +1,4 @@
-//! NetworkPolicy: every part is read by itself, and what cannot be read admits nothing (semantics 41).
+//! `NetworkPolicy`: every part is read by itself, and what cannot be read admits nothing (semantics 41).
 
 use std::{collections::BTreeSet, net::IpAddr};
 

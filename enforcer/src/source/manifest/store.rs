@@ -184,7 +184,7 @@ impl Loaded {
         for problem in &mut self.problems {
             match &problem.object {
                 Some(object) if retained.contains(object) => {
-                    problem.effect = "its last readable version stays in force".to_owned();
+                    problem.effect = "its last readable version stays in force".into();
                 }
                 None if anything && !retained.is_empty() => {
                     let objects = retained.len();

@@ -375,7 +375,7 @@ impl<'de> DeserializeSeed<'de> for FindKey<'_> {
     }
 }
 
-impl<'de> Visitor<'de> for FindKey<'_> {
+impl Visitor<'_> for FindKey<'_> {
     type Value = bool;
 
     fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {

@@ -4,14 +4,15 @@ use std::{
     collections::{BTreeMap, BTreeSet},
     fs, io,
     os::unix::fs::MetadataExt,
-    path::{Path, PathBuf},
+    path::{self, Path, PathBuf},
     sync::{Arc, Mutex, MutexGuard, PoisonError, mpsc as channel},
     thread,
     time::{Duration, Instant, SystemTime},
 };
 
 use notify::{
-    EventKind, RecommendedWatcher, RecursiveMode, Watcher as _, event::AccessKind, event::AccessMode,
+    EventKind, RecommendedWatcher, RecursiveMode, Watcher as _,
+    event::{AccessKind, AccessMode, ModifyKind},
 };
 use tokio::sync::mpsc;
 
@@ -23,8 +24,8 @@ use crate::{
 
 /// An edit is settled when nothing has happened for this long ..
 const QUIET: Duration = Duration::from_millis(20);
-/// .. or when it has gone on for this long.
-const LONGEST_EDIT: Duration = Duration::from_millis(250);
+/// .. and no file is half written, or when it has gone on for this long.
+const LONGEST_EDIT: Duration = Duration::from_millis(500);
 /// Everything is looked at again this often, in case the kernel's notifications missed something.
 const RESCAN: Duration = Duration::from_secs(5);
 /// A file that changed less than this before it was read may change again without a new time stamp.
@@ -48,23 +49,25 @@ pub struct Watcher {
 
 impl Watcher {
     /// Reads the directory and sends the complete state as first update, then one update per settled edit.
-    pub fn start(directory: PathBuf, updates: mpsc::Sender<Update>) -> Result<Self, WatchError> {
+    pub fn start(directory: &Path, updates: mpsc::Sender<Update>) -> Result<Self, WatchError> {
+        // Notifications carry absolute names: a file must not be known by two.
+        let directory = path::absolute(directory)
+            .map_err(|source| WatchError::List { directory: directory.to_owned(), source })?;
         // Watch first, then read: an edit in between is seen twice rather than never.
         let (sender, events) = channel::channel();
         let notifier = notifier(&directory, sender.clone())?;
         let store = Arc::new(Mutex::new(Store::default()));
         let mut state = Directory {
             identity: identity(&directory),
-            directory,
+            path: directory,
             notifier,
             sender,
             store: Arc::clone(&store),
             read: BTreeMap::new(),
             unlisted: None,
         };
-        let first = state
-            .rescan()
-            .map_err(|source| WatchError::List { directory: state.directory.clone(), source })?;
+        let first =
+            state.rescan().map_err(|source| WatchError::List { directory: state.path.clone(), source })?;
         thread::Builder::new()
             .name("manifests".into())
             .spawn(move || state.run(first, &events, &updates))
@@ -92,7 +95,7 @@ fn notifier(directory: &Path, events: Events) -> Result<RecommendedWatcher, Watc
 }
 
 struct Directory {
-    directory: PathBuf,
+    path: PathBuf,
     /// Of the directory itself: another one may take its place.
     identity: Option<(u64, u64)>,
     notifier: RecommendedWatcher,
@@ -133,7 +136,7 @@ impl Directory {
         let mut next_rescan = Instant::now() + RESCAN;
         while !updates.is_closed() {
             let dirty = match events.recv_timeout(next_rescan.saturating_duration_since(Instant::now())) {
-                Ok(event) => settle(&event, events),
+                Ok(event) => settle(&self.path, &event, events),
                 Err(_) => Dirty::Everything,
             };
             let update = match dirty {
@@ -159,9 +162,9 @@ impl Directory {
 
     /// Watches the directory that has the name now.
     fn follow(&mut self) {
-        let now = identity(&self.directory);
+        let now = identity(&self.path);
         if now.is_some() && now != self.identity {
-            match notifier(&self.directory, self.sender.clone()) {
+            match notifier(&self.path, self.sender.clone()) {
                 Ok(notifier) => (self.notifier, self.identity) = (notifier, now),
                 Err(error) => tracing::warn!(%error, "manifests are only looked at every few seconds"),
             }
@@ -170,7 +173,7 @@ impl Directory {
 
     /// Looks at every file, and reads those that differ from what was read.
     fn rescan(&mut self) -> io::Result<Update> {
-        let present = manifests_in(&self.directory)?;
+        let present = manifests_in(&self.path)?;
         self.unlisted = None;
         let gone: Vec<PathBuf> =
             self.read.keys().filter(|file| present.binary_search(file).is_err()).cloned().collect();
@@ -203,8 +206,8 @@ impl Directory {
 
     /// Fail static: a directory that cannot be listed has not lost its files.
     fn keep(&mut self, error: &io::Error) -> Update {
-        let mut problem = Problem::of_file(&self.directory, format!("cannot list the directory: {error}"));
-        problem.effect = "what was read before stays in force".to_owned();
+        let mut problem = Problem::of_file(&self.path, format!("cannot list the directory: {error}"));
+        problem.effect = "what was read before stays in force".into();
         self.unlisted = Some(problem);
         let update = lock(&self.store).update([]);
         self.complete(update)
@@ -218,37 +221,64 @@ impl Directory {
 
 /// Waits until the edit that begins with `event` is over.
 fn settle(
+    directory: &Path,
     event: &notify::Result<notify::Event>,
     events: &channel::Receiver<notify::Result<notify::Event>>,
 ) -> Dirty {
     let end = Instant::now() + LONGEST_EDIT;
-    let mut dirty = Dirty::Files(BTreeSet::new());
-    dirty.note(event);
-    while let Ok(event) = events.recv_timeout(QUIET.min(end.saturating_duration_since(Instant::now()))) {
-        dirty.note(&event);
+    let (mut dirty, mut half_written) = (Dirty::Files(BTreeSet::new()), BTreeSet::new());
+    let mut note = |event: &notify::Result<notify::Event>| {
+        dirty.note(directory, event);
+        note_writer(&mut half_written, event);
+        if half_written.is_empty() { QUIET } else { LONGEST_EDIT }
+    };
+    let mut wait = note(event);
+    while let Ok(event) = events.recv_timeout(wait.min(end.saturating_duration_since(Instant::now()))) {
+        wait = note(&event);
     }
     dirty
 }
 
+/// A file that is written in place is empty or cut off until its writer closes it.
+fn note_writer(half_written: &mut BTreeSet<PathBuf>, event: &notify::Result<notify::Event>) {
+    let Ok(event) = event else { return };
+    for path in event.paths.iter().filter(|path| is_manifest(path)) {
+        match event.kind {
+            EventKind::Modify(ModifyKind::Data(_)) => _ = half_written.insert(path.clone()),
+            EventKind::Modify(ModifyKind::Name(_)) | EventKind::Remove(_) | WRITTEN => {
+                _ = half_written.remove(path);
+            }
+            _ => {}
+        }
+    }
+}
+
+const WRITTEN: EventKind = EventKind::Access(AccessKind::Close(AccessMode::Write));
+
 impl Dirty {
-    fn note(&mut self, event: &notify::Result<notify::Event>) {
+    fn note(&mut self, directory: &Path, event: &notify::Result<notify::Event>) {
         let event = match event {
             Ok(event) if !event.need_rescan() => event,
             // Notifications were lost.
             _ => return *self = Self::Everything,
         };
-        let written = AccessKind::Close(AccessMode::Write);
-        if matches!(event.kind, EventKind::Access(kind) if kind != written) {
+        if event.kind.is_access() && event.kind != WRITTEN {
             return;
         }
-        // What is no manifest by its name may be what manifests are links to, as in a ConfigMap's volume.
-        if !event.paths.iter().all(|path| is_manifest(path)) {
+        if event.paths.iter().any(|path| leads_to_manifests(path, directory)) {
             return *self = Self::Everything;
         }
         if let Self::Files(files) = self {
-            files.extend(event.paths.iter().cloned());
+            files.extend(event.paths.iter().filter(|path| is_manifest(path)).cloned());
         }
     }
+}
+
+/// No manifest by its name, but manifests may be links through it (as in a `ConfigMap`'s volume, by `..data`),
+/// or it is the directory itself. Other files, such as an editor's, are of no interest.
+fn leads_to_manifests(path: &Path, directory: &Path) -> bool {
+    let is_way = || fs::symlink_metadata(path).is_ok_and(|m| m.is_symlink() || m.is_dir());
+    path.parent() != Some(directory) || (!is_manifest(path) && is_way())
 }
 
 fn identity(directory: &Path) -> Option<(u64, u64)> {

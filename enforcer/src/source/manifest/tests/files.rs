@@ -224,7 +224,7 @@ fn of_two_descriptions_the_first_holds_and_a_policy_isolates_twice() {
         match object {
             Object::Pod(pod) => pods.push(pod.node.unwrap()),
             Object::NetworkPolicy(NetworkPolicy { key, ingress, .. }) => {
-                policies.push((key, ingress.unwrap().len()))
+                policies.push((key, ingress.unwrap().len()));
             }
             other => panic!("{other:?}"),
         }

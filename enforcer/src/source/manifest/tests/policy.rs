@@ -146,6 +146,7 @@ fn selectors_keep_every_requirement() {
 
 /// Each case breaks one peer or port of the second rule, beside a whole one and after a whole rule.
 #[test]
+#[expect(clippy::too_many_lines, reason = "one table")]
 fn an_unreadable_part_admits_nothing_and_is_named() {
     for (part, field, message) in [
         ("from: [{}]", "from[0]", "a peer needs a podSelector, namespaceSelector or ipBlock"),
@@ -321,6 +322,13 @@ fn an_unreadable_policy_isolates_whom_and_where_it_may_mean() {
             Some(0),
         ),
         (
+            "peers that slipped out of their rule",
+            format!("{{{a}, policyTypes: [Ingress], ingress: [{{ports: [{{port: 80}}]}}], from: []}}"),
+            labelled.clone(),
+            Some(0),
+            None,
+        ),
+        (
             "an unknown field, but the types are there",
             format!("{{{a}, policyTypes: [Egress], x: 1}}"),
             labelled.clone(),
@@ -417,6 +425,17 @@ fn metadata_or_version_that_is_refused_does_not_open_a_policy() {
         assert!(policy.ingress.as_ref().is_some_and(Vec::is_empty), "{text}");
         assert_eq!(problems(&loaded), Vec::from_iter(problem), "{text}");
     }
+}
+
+#[test]
+fn a_spec_that_slipped_to_the_top_isolates_both_ways() {
+    let loaded = yaml(
+        "apiVersion: networking.k8s.io/v1\nkind: NetworkPolicy\nmetadata: {name: db}\nspec: {ingress: [{}]}\negress: []\n",
+    );
+    let mut want = policy(all(), Some(vec![]), Some(vec![]));
+    want.key = Key::new("default", "db");
+    want.defects = vec!["egress: unknown field".into()];
+    assert_eq!(objects(&loaded), [Object::NetworkPolicy(want)]);
 }
 
 #[test]

@@ -1,6 +1,7 @@
 use std::{
     collections::BTreeSet,
     fs,
+    io::Write,
     os::unix::fs::symlink,
     path::{Path, PathBuf},
     time::Duration,
@@ -31,7 +32,7 @@ impl Edited {
             fs::write(directory.path().join(file), text).unwrap();
         }
         let (sender, updates) = mpsc::channel(16);
-        let watcher = Watcher::start(directory.path().to_owned(), sender).unwrap();
+        let watcher = Watcher::start(directory.path(), sender).unwrap();
         Self { directory, watcher, updates }
     }
 
@@ -108,13 +109,45 @@ async fn edits_arrive_as_what_they_change() {
 }
 
 #[tokio::test]
+async fn a_relative_name_of_the_directory_is_as_good() {
+    let mut edited = Edited::start(&[("a.yaml", policy("a"))]);
+    edited.next().await;
+    let up: PathBuf = std::env::current_dir().unwrap().ancestors().skip(1).map(|_| "..").collect();
+    let relative = up.join(edited.directory.path().strip_prefix("/").unwrap()).join("");
+    let (sender, updates) = mpsc::channel(16);
+    (edited.watcher, edited.updates) = (Watcher::start(&relative, sender).unwrap(), updates);
+    edited.next().await;
+    fs::write(edited.path("a.yaml"), policy("b")).unwrap();
+    let update = edited.next().await;
+    assert_eq!((update.changes.iter().map(told).collect(), update.problems), (set(["-a", "+b"]), vec![]));
+}
+
+#[tokio::test]
 async fn an_edit_of_several_files_is_one_update() {
     let mut edited = Edited::start(&[]);
     edited.next().await;
-    for n in 0..200 {
-        fs::write(edited.path(&format!("{n}.yaml")), policy(&format!("p{n}"))).unwrap();
+    for n in 0..20 {
+        fs::write(edited.path(&format!(".{n}.yaml")), policy(&format!("p{n}"))).unwrap();
     }
-    assert_eq!(edited.changes().await.len(), 200);
+    // A moment's work, even on a busy machine.
+    for n in 0..20 {
+        fs::rename(edited.path(&format!(".{n}.yaml")), edited.path(&format!("{n}.yaml"))).unwrap();
+    }
+    assert_eq!(edited.changes().await.len(), 20);
+}
+
+/// Emptied first, filled later: what is between is nobody's intention.
+#[tokio::test]
+async fn a_file_is_read_when_its_writer_is_done() {
+    let mut edited = Edited::start(&[("m.yaml", format!("{}---\n{}", policy("a"), policy("b")))]);
+    edited.next().await;
+    let mut file = fs::File::create(edited.path("m.yaml")).unwrap();
+    for part in [policy("a"), "---\n".into(), policy("c")] {
+        tokio::time::sleep(Duration::from_millis(60)).await;
+        file.write_all(part.as_bytes()).unwrap();
+    }
+    drop(file);
+    assert_eq!(edited.changes().await, set(["-b", "+c"]));
 }
 
 #[tokio::test]
@@ -163,7 +196,7 @@ async fn an_object_of_two_files_outlives_one_of_them() {
     assert_eq!((update.changes, update.problems), (vec![], vec![]));
 }
 
-/// A ConfigMap's volume: the files are links into `..data`, itself a link that is replaced.
+/// A `ConfigMap`'s volume: the files are links into `..data`, itself a link that is replaced.
 #[tokio::test]
 async fn a_swapped_link_is_one_edit() {
     let mut edited = Edited::start(&[]);

@@ -1,0 +1,153 @@
+//! What the decision looks up and writes down, however the host or the kernel keeps it.
+
+use core::{cell::Cell, marker::PhantomData, ptr::NonNull};
+
+use crate::{
+    abi::{
+        Config, Conn, ConnKey, DropCount, DropKey, EndWord, Endpoint, Event, Fragment, FragmentKey, Peer,
+        RuleKey,
+    },
+    family::{Family, V4, V6},
+    flow::Flow,
+    reason::Reason,
+};
+
+/// The tables whose keys hold addresses of one family.
+pub trait Addresses<F: Family> {
+    /// What the address is: exact match first, then the longest prefix.
+    fn peer(&self, address: F::Addr) -> Option<Peer>;
+    /// Leaves the flow as it is. The kernel's verifier follows every way in which a packet can be laid out;
+    /// a flow that has been through a map is the same to it whichever way it came.
+    fn settle(&self, _flow: &mut Flow<F>) {}
+    fn conn(&self, key: &ConnKey<F::Addr>) -> Option<ConnRef<'_>>;
+    /// Never overwrites.
+    fn insert_conn(&self, key: &ConnKey<F::Addr>, conn: &Conn) -> Inserted;
+}
+
+/// All tables and the clock.
+pub trait Tables: Addresses<V4> + Addresses<V6> {
+    /// The record of exactly this interface.
+    fn endpoint(&self, ifindex: u32) -> Option<&Endpoint>;
+    /// Number of the rule that allows this.
+    fn rule(&self, key: &RuleKey) -> Option<u32>;
+    fn fragment(&self, key: &FragmentKey) -> Option<Fragment>;
+    fn remember_fragment(&self, key: &FragmentKey, fragment: Fragment);
+    fn drop_count(&self, key: &DropKey) -> Option<&Cell<DropCount>>;
+    fn insert_drop_count(&self, key: &DropKey, count: DropCount);
+    fn config(&self) -> Config;
+    /// `CLOCK_MONOTONIC`, nanoseconds, coarse.
+    fn now(&self) -> u64;
+    /// Hands out a zeroed event to fill, then sends it. False: no room, counted as lost.
+    fn event(&self, fill: impl FnOnce(&mut Event)) -> bool;
+    /// One more packet was decided for this reason.
+    fn count(&self, reason: Reason);
+    /// An allowed connection found no room.
+    fn lost_conn(&self);
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Inserted {
+    Done,
+    /// Another processor was faster.
+    Exists,
+    Full,
+}
+
+/// Nanoseconds to the ticks of [`Conn::last_seen`].
+pub const fn tick(now: u64) -> u32 {
+    (now >> 30) as u32
+}
+
+/// A connection where it lives in its table, changed in place. Other processors may change it at the
+/// same time: every value read is used once, and a lost count is accepted.
+#[derive(Clone, Copy)]
+pub struct ConnRef<'t> {
+    conn: NonNull<Conn>,
+    table: PhantomData<&'t Conn>,
+}
+
+impl ConnRef<'_> {
+    /// # Safety
+    /// `conn` points to a value that stays readable and writable for the lifetime of the result.
+    #[inline(always)]
+    pub unsafe fn new(conn: NonNull<Conn>) -> Self {
+        Self { conn, table: PhantomData }
+    }
+
+    #[inline(always)]
+    pub fn end(self, side: usize) -> EndWord {
+        // SAFETY: `new`'s contract; the index is masked to the array.
+        EndWord(unsafe { (&raw const (*self.conn.as_ptr()).ends[side & 1].0).read_volatile() })
+    }
+
+    #[inline(always)]
+    pub fn set_end(self, side: usize, end: EndWord) {
+        // SAFETY: as in `end`.
+        unsafe { (&raw mut (*self.conn.as_ptr()).ends[side & 1].0).write_volatile(end.0) }
+    }
+
+    #[inline(always)]
+    pub fn opener(self) -> usize {
+        // SAFETY: `new`'s contract.
+        usize::from(unsafe { (*self.conn.as_ptr()).opener } & 1)
+    }
+
+    #[inline(always)]
+    pub fn counter(self) -> usize {
+        // SAFETY: `new`'s contract.
+        usize::from(unsafe { (*self.conn.as_ptr()).counter } & 1)
+    }
+
+    #[inline(always)]
+    pub fn state(self) -> u8 {
+        // SAFETY: `new`'s contract.
+        unsafe { (*self.conn.as_ptr()).state }
+    }
+
+    /// Writes only a change: the line stays clean in other processors' caches.
+    #[inline(always)]
+    pub fn set_state(self, was: u8, state: u8) {
+        if was != state {
+            // SAFETY: `new`'s contract.
+            unsafe { (*self.conn.as_ptr()).state = state }
+        }
+    }
+
+    /// Writes only a change, at most once in a tick.
+    #[inline(always)]
+    pub fn seen(self, tick: u32) {
+        // SAFETY: `new`'s contract.
+        unsafe {
+            if (*self.conn.as_ptr()).last_seen != tick {
+                (*self.conn.as_ptr()).last_seen = tick;
+            }
+        }
+    }
+
+    /// One packet of `bytes` from `side`.
+    #[inline(always)]
+    pub fn add(self, side: usize, bytes: u32) {
+        // SAFETY: `new`'s contract; the index is masked to the array.
+        unsafe {
+            (*self.conn.as_ptr()).packets[side & 1] += 1;
+            (*self.conn.as_ptr()).bytes[side & 1] += u64::from(bytes);
+        }
+    }
+
+    #[inline(always)]
+    pub fn copy_counts(self, opener: usize, event: &mut Event) {
+        // SAFETY: `new`'s contract; the indices are masked to the arrays.
+        unsafe {
+            let conn = self.conn.as_ptr();
+            event.started = (*conn).started;
+            event.packets = [(*conn).packets[opener & 1], (*conn).packets[(opener ^ 1) & 1]];
+            event.bytes = [(*conn).bytes[opener & 1], (*conn).bytes[(opener ^ 1) & 1]];
+        }
+    }
+
+    #[inline(always)]
+    pub fn replace(self, conn: &Conn) {
+        // SAFETY: `new`'s contract.
+        unsafe { *self.conn.as_ptr() = *conn }
+    }
+}

@@ -1,0 +1,286 @@
+//! The decision on the host: the table of cases, what is reported, and properties over arbitrary frames.
+#![expect(clippy::unwrap_used, reason = "tests")]
+
+mod scene;
+
+use std::{collections::BTreeSet, net::IpAddr};
+
+use bulkhead_ebpf::{
+    abi::{
+        CONN_ENDED, CONN_REPLIED, DROP_EVENT_TICKS, EGRESS, ENDPOINT_ADOPTED, EVENT_DROP, EVENT_END,
+        EVENT_NEW, EndWord, INGRESS, PolicyWord,
+    },
+    decide::{Hook, decide},
+    host::{Frame, Memory},
+    packet::{TCP_ACK, TCP_FIN, TCP_RST, TCP_SYN},
+    reason::Reason,
+    tables::Inserted,
+};
+use proptest::prelude::*;
+use scene::{A, B, Case, IFINDEX, Remote, Step, Who, between, cases, endpoint, octets};
+
+/// The scene in memory.
+fn memory() -> Memory {
+    let mut memory = Memory::default();
+    memory.config = scene::CONFIG;
+    memory.now.set(1 << 40);
+    for (address, peer) in scene::peers() {
+        match address {
+            IpAddr::V4(address) => memory.peers_v4.insert(address.octets(), peer),
+            IpAddr::V6(address) => memory.peers_v6.insert(address.octets(), peer),
+        };
+    }
+    for (bits, address, peer) in scene::prefixes() {
+        match address {
+            IpAddr::V4(_) => memory.prefix_v4(bits, octets(address).0, peer),
+            IpAddr::V6(_) => memory.prefix_v6(bits, octets(address).1, peer),
+        }
+    }
+    for (bits, key, rule) in scene::rules() {
+        memory.allow(bits, key, rule);
+    }
+    memory.endpoints.insert(IFINDEX, endpoint(A));
+    memory
+}
+
+fn see(memory: &Memory, hook: Hook, frame: &[u8]) -> Reason {
+    decide(&Frame::new(frame, IFINDEX), memory, hook)
+}
+
+fn run(case: &Case) -> Result<(), String> {
+    let mut memory = memory();
+    let mut pods = [endpoint(A), endpoint(B)];
+    let mut gone = false;
+    for (number, step) in case.steps.iter().enumerate() {
+        let index = |who: &Who| usize::from(*who == B);
+        match step {
+            Step::Policy(who, rule_set, generation) => {
+                pods[index(who)].policy = PolicyWord::new(*rule_set, *generation);
+            }
+            Step::Tenant(who, tenant) => pods[index(who)].tenant = *tenant,
+            Step::Adopted(who) => pods[index(who)].flags |= ENDPOINT_ADOPTED,
+            Step::Gone => gone = true,
+            Step::Packet(who, hook, frame, want) => {
+                memory.endpoints.clear();
+                if !gone {
+                    memory.endpoints.insert(IFINDEX, pods[index(who)]);
+                }
+                let before = memory.counter(*want);
+                let got = see(&memory, *hook, frame);
+                if got != *want || memory.counter(*want) != before + 1 {
+                    return Err(format!(
+                        "{} (v6: {}), step {number}: {got:?}, not {want:?}",
+                        case.name, case.v6
+                    ));
+                }
+            }
+        }
+    }
+    Ok(())
+}
+
+#[test]
+fn every_case_comes_to_its_verdict() {
+    let wrong: Vec<_> =
+        [false, true].into_iter().flat_map(cases).filter_map(|case| run(&case).err()).collect();
+    assert_eq!(wrong, Vec::<String>::new());
+}
+
+#[test]
+fn every_reason_is_reached_by_some_case() {
+    let reached: BTreeSet<_> = [false, true]
+        .into_iter()
+        .flat_map(cases)
+        .flat_map(|case| case.steps)
+        .filter_map(|step| if let Step::Packet(_, _, _, want) = step { Some(want) } else { None })
+        .collect();
+    assert_eq!(reached, Reason::ALL.into_iter().collect());
+}
+
+#[test]
+fn a_tag_beside_the_frame_is_a_tag() {
+    let frame = between(A, Remote, false).udp(1, 2);
+    let tagged = Frame { vlan_tagged: true, ..Frame::new(&frame, IFINDEX) };
+    assert_eq!(decide(&tagged, &memory(), Hook::FromPod), Reason::Vlan);
+}
+
+#[test]
+fn a_connection_is_told_of_at_its_begin_and_end_with_counts() {
+    let memory = memory();
+    let ab = between(A, B, false);
+    for (hook, frame) in [
+        (Hook::FromPod, ab.tcp(999, 80, TCP_SYN)),
+        (Hook::ToPod, ab.reply().tcp(80, 999, TCP_SYN | TCP_ACK)),
+        (Hook::FromPod, ab.tcp(999, 80, TCP_ACK | TCP_FIN)),
+    ] {
+        assert!(!see(&memory, hook, &frame).is_drop());
+    }
+    memory.now.set(memory.now.get() + 77);
+    assert_eq!(see(&memory, Hook::ToPod, &ab.reply().tcp(80, 999, TCP_ACK | TCP_FIN)), Reason::Tracked);
+    assert_eq!(see(&memory, Hook::FromPod, &ab.tcp(999, 80, TCP_ACK)), Reason::Tracked);
+    let events = memory.take_events();
+    let [new, end] = &events[..] else { panic!("{events:?}") };
+    assert_eq!((new.kind, new.direction, new.rule, new.rule_set), (EVENT_NEW, EGRESS, 11, scene::RULES_A));
+    assert_eq!((new.remote_identity, new.endpoint, new.tcp_flags, new.is_reply), (301, 1, TCP_SYN, 0));
+    assert_eq!((new.source_mac, new.destination_mac), (A.mac(), B.mac()));
+    assert_eq!((end.kind, end.direction, end.rule), (EVENT_END, EGRESS, 11));
+    assert_eq!((end.packets, end.bytes), ([2, 2], [108, 108]));
+    assert_eq!((end.started, end.time), (1 << 40, (1 << 40) + 77));
+    assert_eq!((end.source, end.destination), (new.source, new.destination));
+    assert_eq!(end.source_port_be, 999u16.to_be_bytes());
+    assert_eq!(end.destination_port_be, 80u16.to_be_bytes());
+    assert_eq!(new.source[..4], octets(A.address(false)).0);
+    let conns = memory.conns_v4();
+    let conn = conns.values().next().unwrap();
+    assert_eq!((conns.len(), conn.opener, conn.counter), (1, 0, 0));
+    assert_eq!(conn.ends, [EndWord::new(1, 11), EndWord(0)]);
+    assert_eq!(conn.state & (CONN_REPLIED | CONN_ENDED), CONN_REPLIED | CONN_ENDED);
+    assert_eq!(conn.packets, [3, 2]);
+}
+
+#[test]
+fn a_reset_ends_a_connection_once() {
+    let memory = memory();
+    let ra = between(Remote, A, true);
+    assert_eq!(see(&memory, Hook::ToPod, &ra.tcp(5, 8080, TCP_SYN)), Reason::Allowed);
+    for _ in 0..2 {
+        assert_eq!(see(&memory, Hook::FromPod, &ra.reply().tcp(8080, 5, TCP_RST)), Reason::Tracked);
+    }
+    let kinds: Vec<_> = memory.take_events().iter().map(|event| (event.kind, event.direction)).collect();
+    assert_eq!(kinds, [(EVENT_NEW, INGRESS), (EVENT_END, INGRESS)]);
+}
+
+#[test]
+fn a_recheck_that_still_allows_is_not_told_of_and_one_that_denies_is_a_drop() {
+    let mut memory = memory();
+    let ab = between(A, B, false);
+    assert_eq!(see(&memory, Hook::FromPod, &ab.tcp(999, 80, TCP_SYN)), Reason::Allowed);
+    memory.take_events();
+    memory.endpoints.get_mut(&IFINDEX).unwrap().policy = PolicyWord::new(scene::RULES_A_AGAIN, 2);
+    assert_eq!(see(&memory, Hook::ToPod, &ab.reply().tcp(80, 999, TCP_ACK)), Reason::Tracked);
+    assert_eq!(memory.take_events(), []);
+    memory.endpoints.get_mut(&IFINDEX).unwrap().policy = PolicyWord::new(scene::RULES_NONE, 3);
+    assert_eq!(see(&memory, Hook::ToPod, &ab.reply().tcp(80, 999, TCP_ACK)), Reason::PolicyDenied);
+    let events = memory.take_events();
+    assert_eq!(events.len(), 1);
+    let drop = events[0];
+    // Seen on its way in, judged for the connection's way out.
+    assert_eq!((drop.kind, drop.direction, drop.is_reply), (EVENT_DROP, EGRESS, 1));
+    assert_eq!((drop.reason, drop.rule, drop.rule_set), (Reason::PolicyDenied as u8, 0, scene::RULES_NONE));
+}
+
+#[test]
+fn like_drops_are_told_of_together() {
+    let memory = memory();
+    let frame = between(A, B, false).tcp(999, 81, TCP_SYN);
+    let drop = || assert_eq!(see(&memory, Hook::FromPod, &frame), Reason::PolicyDenied);
+    let told = || memory.take_events().iter().map(|event| event.aggregated).collect::<Vec<_>>();
+    (0..10).for_each(|_| drop());
+    assert_eq!(told(), [1]);
+    memory.now.set(memory.now.get() + (u64::from(DROP_EVENT_TICKS) << 30));
+    memory.event_room.set(Some(0));
+    drop();
+    assert_eq!((told(), memory.lost_events.get()), (vec![], 1));
+    memory.event_room.set(None);
+    memory.now.set(memory.now.get() + (u64::from(DROP_EVENT_TICKS) << 30));
+    drop();
+    assert_eq!(told(), [11]);
+    assert_eq!(memory.counter(Reason::PolicyDenied), 12);
+}
+
+#[test]
+fn an_allowed_connection_passes_even_if_it_finds_no_room() {
+    let memory = memory();
+    let frame = between(A, B, false).tcp(999, 80, TCP_SYN);
+    memory.insertion.set(Some(Inserted::Full));
+    assert_eq!(see(&memory, Hook::FromPod, &frame), Reason::Allowed);
+    assert_eq!((memory.lost_conns.get(), memory.conns_v4().len(), memory.take_events().len()), (1, 0, 1));
+    memory.insertion.set(Some(Inserted::Exists));
+    assert_eq!(see(&memory, Hook::FromPod, &frame), Reason::Allowed);
+    assert_eq!((memory.lost_conns.get(), memory.take_events().len()), (1, 0));
+}
+
+#[test]
+fn only_the_counting_end_counts() {
+    let mut memory = memory();
+    let ab = between(A, B, false);
+    let frame = ab.tcp(999, 80, TCP_SYN);
+    assert_eq!(see(&memory, Hook::FromPod, &frame), Reason::Allowed);
+    memory.endpoints.insert(IFINDEX, endpoint(B));
+    assert_eq!(see(&memory, Hook::ToPod, &frame), Reason::Allowed);
+    let conn = *memory.conns_v4().values().next().unwrap();
+    assert_eq!((conn.packets, conn.ends), ([1, 0], [EndWord::new(1, 11), EndWord::new(1, 21)]));
+    let kinds: Vec<_> = memory.take_events().iter().map(|event| (event.kind, event.direction)).collect();
+    assert_eq!(kinds, [(EVENT_NEW, EGRESS), (EVENT_NEW, INGRESS)]);
+}
+
+/// Frames that get past the first checks more often than noise would.
+fn frames() -> impl Strategy<Value = Vec<u8>> {
+    let noise = proptest::collection::vec(any::<u8>(), 0..200);
+    let known = (0..10usize, 0..10usize, any::<bool>(), any::<u8>(), noise.clone()).prop_map(
+        |(source, destination, v6, protocol, body)| {
+            between(scene::ALL[source], scene::ALL[destination], v6).frame(protocol, &body)
+        },
+    );
+    let edited =
+        (known.clone(), proptest::collection::vec((any::<prop::sample::Index>(), any::<u8>()), 0..4))
+            .prop_map(|(mut frame, edits)| {
+                for (at, byte) in edits {
+                    let at = at.index(frame.len());
+                    frame[at] = byte;
+                }
+                frame
+            });
+    prop_oneof![noise, known, edited]
+}
+
+proptest! {
+    #[test]
+    fn no_frame_makes_the_decision_panic(frame in frames(), from in any::<bool>()) {
+        let memory = memory();
+        let hook = if from { Hook::FromPod } else { Hook::ToPod };
+        let reason = see(&memory, hook, &frame);
+        prop_assert_eq!(memory.counter(reason), 1);
+        prop_assert_eq!(memory.take_events().iter().any(|event| event.kind == EVENT_DROP), reason.is_drop());
+    }
+
+    #[test]
+    fn nobody_speaks_for_another(frame in frames()) {
+        let mut memory = memory();
+        memory.endpoints.get_mut(&IFINDEX).unwrap().policy = PolicyWord::new(scene::RULES_OPEN, 1);
+        let mut frame = frame;
+        if frame.len() >= 12 {
+            frame[6..12].copy_from_slice(&A.mac());
+        }
+        let reason = see(&memory, Hook::FromPod, &frame);
+        if !reason.is_drop() && reason != Reason::Neighbour {
+            let own = if frame[12..14] == [8, 0] {
+                frame[26..30] == octets(A.address(false)).0
+            } else {
+                frame[22..38] == octets(A.address(true)).1
+            };
+            prop_assert!(own);
+        }
+    }
+
+    #[test]
+    fn both_directions_have_one_connection(
+        pair in (0..10usize, 0..10usize),
+        v6 in any::<bool>(),
+        ports in any::<(u16, u16)>(),
+        kind in 0..3u8,
+    ) {
+        let mut memory = memory();
+        memory.endpoints.get_mut(&IFINDEX).unwrap().policy = PolicyWord::new(scene::RULES_OPEN, 1);
+        let remote = scene::ALL[pair.0.max(1)];
+        let way = between(A, remote, v6);
+        let (there, back) = match kind {
+            0 => (way.tcp(ports.0, ports.1, TCP_SYN), way.reply().tcp(ports.1, ports.0, TCP_SYN | TCP_ACK)),
+            1 => (way.sctp(ports.0, ports.1), way.reply().sctp(ports.1, ports.0)),
+            _ => (way.echo(false, ports.0), way.reply().echo(true, ports.0)),
+        };
+        prop_assert_eq!(see(&memory, Hook::FromPod, &there), Reason::Allowed);
+        prop_assert_eq!(see(&memory, Hook::ToPod, &back), Reason::Tracked);
+        prop_assert_eq!(memory.conns_v4().len() + memory.conns_v6().len(), 1);
+    }
+}

@@ -57,8 +57,7 @@ pub fn measure(modes: &[Mode], family: Family, rounds: u32, sample: Duration) ->
                     Path::SameNode => near,
                     Path::CrossNode => far,
                 };
-                let taken =
-                    figure.work.measure(client.netns(), server.netns(), server.ip(family), sample)?;
+                let taken = figure.work.measure(client.netns(), server.netns(), server.ip(family), sample)?;
                 figure.samples[mode].push(taken);
             }
         }

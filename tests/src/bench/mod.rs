@@ -110,7 +110,8 @@ pub fn run(mut options: Options) -> Result<()> {
         if options.measures(Part::Live) {
             println!("\n== {}, {} rounds of {} ms", options.family(), options.rounds, options.sample);
             let sample = Duration::from_millis(options.sample);
-            let figures = cpus.on_bench(|| live::measure(&modes, options.family(), options.rounds, sample))?;
+            let figures =
+                cpus.on_bench(|| live::measure(&modes, options.family(), options.rounds, sample))?;
             println!("{}", report::operations(&names(&modes), &figures));
             raw["operations"] = serde_json::to_value(&figures)?;
         }

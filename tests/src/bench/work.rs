@@ -69,9 +69,9 @@ impl Work {
             Self::UdpEcho => udp_echo(client, server, to, clock),
             Self::TcpEcho => with_listener(server, to, echo_one, || tcp_echo(client, to, clock)),
             Self::TcpConnect => with_listener(server, to, close_all, || tcp_connect(client, to, clock)),
-            Self::TcpBulk => with_listener(server, to, |listener| sink(listener, clock), || {
-                tcp_bulk(client, to, clock)
-            }),
+            Self::TcpBulk => {
+                with_listener(server, to, |listener| sink(listener, clock), || tcp_bulk(client, to, clock))
+            }
         }
         .with_context(|| format!("{self} from {} to {to}", client.name()))
     }

@@ -4,12 +4,14 @@
 //! netns ─▶ node ─▶ topology (Lab) ◀─ agent      what is there
 //!          chain ─▶ pod ◀─ kubelet              what starts
 //!          server ◀─▶ probe ─▶ matrix, traffic  what is asked
+//!          bench                               what it costs
 //! ```
 //!
 //! Everything that a [`Lab`] makes carries its name and goes when it is dropped, also by a panic; what a killed
 //! process leaves, the next lab's start (or `lab sweep`) removes.
 
 pub mod agent;
+pub mod bench;
 pub mod binaries;
 pub mod chain;
 pub mod demo;

@@ -1,4 +1,4 @@
-//! `lab`: raises scenarios by hand, and the demo.
+//! `lab`: raises scenarios by hand, the demo, and the bench.
 
 use std::{
     env,
@@ -15,7 +15,7 @@ use std::{
 use anyhow::{Context, Result, bail, ensure};
 use clap::{Args, Parser};
 use lab::{
-    AgentOptions, Plan, Transport,
+    AgentOptions, Plan, Transport, bench,
     demo::{self, Scenario},
     netns::require_root,
     probe, topology,
@@ -46,6 +46,8 @@ enum Lab {
     Sweep,
     /// One exchange from the namespace this runs in; prints JSON, fails unless the echo came back
     Probe(Question),
+    /// What bulkhead costs: ratios to flannel alone, nanoseconds per packet, time added to ADD
+    Bench(bench::Options),
 }
 
 #[derive(Args)]
@@ -107,6 +109,11 @@ fn run(command: Lab) -> Result<ExitCode> {
             for name in topology::sweep() {
                 println!("removed {name}");
             }
+            Ok(ExitCode::SUCCESS)
+        }
+        Lab::Bench(options) => {
+            leave_nothing_when_told_to_end(130)?;
+            bench::run(options)?;
             Ok(ExitCode::SUCCESS)
         }
         Lab::Probe(question) => {

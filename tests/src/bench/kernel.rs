@@ -184,7 +184,7 @@ impl Bench {
         (self.drain)();
         ensure!((empty.returned, full.returned) == (NEXT, NEXT), "{empty:?}, {full:?}");
         let counted = self.count(expected)? - before;
-        ensure!(counted == PASS.into(), "{counted} of {PASS} packets were {expected:?}");
+        ensure!(counted == u64::from(PASS), "{counted} of {PASS} packets were {expected:?}");
         Ok(net(full.each, empty.each))
     }
 
@@ -212,7 +212,7 @@ impl Bench {
         let full = run(program.as_fd(), frame, REPEAT)?;
         ensure!((empty.returned, full.returned) == (NEXT, verdict), "{empty:?}, {full:?}");
         let counted = self.count(reason)? - before;
-        ensure!(counted == REPEAT.into(), "{counted} of {REPEAT} packets were {reason:?}");
+        ensure!(counted == u64::from(REPEAT), "{counted} of {REPEAT} packets were {reason:?}");
         Ok(net(full.each, empty.each))
     }
 

@@ -4,7 +4,7 @@
 use std::{
     io,
     os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd},
-    time::{Duration, Instant},
+    time::Instant,
 };
 
 use anyhow::{Context, Result, ensure};
@@ -27,11 +27,12 @@ const SKB_DATA: i16 = 76;
 const SKB_DATA_END: i16 = 80;
 const TAIL_CALL: i32 = 12;
 
-/// How many runs took how long together, and what the last one returned.
+/// How long each of many runs took, and what the last one returned.
 #[derive(Clone, Copy, Debug)]
 pub struct Runs {
     pub returned: u32,
-    pub each: Duration,
+    /// Nanoseconds per run.
+    pub each: f64,
 }
 
 /// Runs a TC program `repeat` times on one frame, as if received on loopback. What it writes to the frame
@@ -62,7 +63,7 @@ pub fn run(program: BorrowedFd<'_>, frame: &[u8], repeat: u32) -> Result<Runs> {
     // SAFETY: the frame outlives the call, and nothing is to be written out.
     unsafe { bpf(PROG_TEST_RUN, &mut attributes) }.context("BPF_PROG_TEST_RUN")?;
     // The kernel's own figure is in whole nanoseconds; over enough runs the clock around them says more.
-    Ok(Runs { returned: attributes.returned, each: begun.elapsed() / 1.max(repeat) })
+    Ok(Runs { returned: attributes.returned, each: begun.elapsed().as_secs_f64() * 1e9 / f64::from(repeat) })
 }
 
 /// Returns at once: what a run costs without any program of ours.

@@ -3,6 +3,7 @@
 
 use std::{
     net::{IpAddr, Ipv4Addr, Ipv6Addr},
+    ops::Range,
     os::fd::{AsFd, OwnedFd},
 };
 
@@ -29,15 +30,19 @@ use super::{
 };
 use crate::probe::Family;
 
-/// Runs over one frame and its connection.
-const REPEAT: u32 = 400_000;
-/// Connections in one pass: their events fit into the ring buffer at once.
-const PASS: u16 = 1 << 14;
+/// Runs of one frame in one system call, and calls. Short calls, because one that another process
+/// interrupts is worth nothing: the median leaves it out.
+const REPEAT: u32 = 1000;
+const CALLS: u32 = 200;
+/// Connections in one pass, a power of two: one system call.
+const PASS: u16 = 1 << 10;
 /// The table's size, and in passes: how many are measured with room, how many fill it, how many overflow it.
 const CONNECTIONS: u32 = 1 << 18;
-const WITH_ROOM: u16 = 8;
-const TO_FULL: u16 = 20;
-const OVERFLOWING: u16 = 8;
+const WITH_ROOM: u16 = 128;
+const TO_FULL: u16 = 320;
+const OVERFLOWING: u16 = 128;
+/// Passes that use up the ports of one client.
+const PASSES_OF_CLIENT: u16 = 1 << 6;
 
 const TCP: u8 = 6;
 const PORT: u16 = 80;
@@ -69,7 +74,7 @@ impl Path {
         match self {
             Self::TrackedToPod => "tracked, to the pod",
             Self::TrackedFromPod => "tracked, from the pod",
-            Self::TrackedInTurn => "tracked, 16384 connections in turn",
+            Self::TrackedInTurn => "tracked, each of another connection",
             Self::New => "new: judged, entered, reported",
             Self::NewInFullTable => "new, connection table full",
             Self::Denied => "denied, aggregated",
@@ -143,37 +148,29 @@ impl Bench {
     }
 
     fn measure(mut self) -> Result<Vec<(Path, f64)>> {
-        let mut new = Vec::new();
-        for pass in 0..WITH_ROOM {
-            new.push(self.pass(pass, false)?);
-        }
-        let mut in_turn = Vec::new();
-        for pass in 0..WITH_ROOM {
-            in_turn.push(self.pass(pass, true)?);
-        }
-        let tracked = [
+        let new = self.passes(0..WITH_ROOM, false)?;
+        let in_turn = self.passes(0..WITH_ROOM, true)?;
+        let hot = [
             (Path::TrackedToPod, self.tracked(false)?),
             (Path::TrackedFromPod, self.tracked(true)?),
             (Path::Denied, self.denied()?),
         ];
-        for pass in WITH_ROOM..TO_FULL {
-            self.pass(pass, false)?;
-        }
-        let mut full = Vec::new();
-        for pass in TO_FULL..TO_FULL + OVERFLOWING {
-            full.push(self.pass(pass, false)?);
-        }
-        let passes = [(Path::TrackedInTurn, in_turn), (Path::New, new), (Path::NewInFullTable, full)];
-        let passes =
-            passes.into_iter().flat_map(|(path, samples)| samples.into_iter().map(move |s| (path, s)));
-        Ok(tracked.into_iter().chain(passes).collect())
+        self.passes(WITH_ROOM..TO_FULL, false)?;
+        let full = self.passes(TO_FULL..TO_FULL + OVERFLOWING, false)?;
+        let cold = [(Path::TrackedInTurn, in_turn), (Path::New, new), (Path::NewInFullTable, full)];
+        let all = hot.into_iter().chain(cold);
+        Ok(all.flat_map(|(path, samples)| samples.into_iter().map(move |sample| (path, sample))).collect())
+    }
+
+    fn passes(&mut self, passes: Range<u16>, established: bool) -> Result<Vec<f64>> {
+        passes.map(|pass| self.pass(pass, established)).collect()
     }
 
     /// One packet of each of a pass's connections.
     fn pass(&mut self, pass: u16, established: bool) -> Result<f64> {
-        // Four passes use up the ports of one client, counted in the machine's byte order.
-        let port = u16::from_be((pass % 4 * PASS).to_le());
-        let mut frame = self.opening(client(self.family, pass / 4), port).frame();
+        // Ports count in the machine's byte order: what Renumber adds to.
+        let port = u16::from_be((pass % PASSES_OF_CLIENT * PASS).to_le());
+        let mut frame = self.opening(client(self.family, pass / PASSES_OF_CLIENT), port).frame();
         let expected = if established { Reason::Tracked } else { Reason::Allowed };
         if established {
             acknowledge(&mut frame, self.family);
@@ -185,10 +182,10 @@ impl Bench {
         ensure!((empty.returned, full.returned) == (NEXT, NEXT), "{empty:?}, {full:?}");
         let counted = self.count(expected)? - before;
         ensure!(counted == u64::from(PASS), "{counted} of {PASS} packets were {expected:?}");
-        Ok(net(full.each, empty.each))
+        Ok(full.each - empty.each)
     }
 
-    fn tracked(&self, reply: bool) -> Result<f64> {
+    fn tracked(&self, reply: bool) -> Result<Vec<f64>> {
         let opening = self.opening(client(self.family, 0), PORT + 1);
         let program = if reply { &self.from_pod } else { &self.to_pod };
         run(self.to_pod.as_fd(), &opening.frame(), 1)?;
@@ -197,7 +194,7 @@ impl Bench {
         self.repeat(program, &frame, NEXT, Reason::Tracked)
     }
 
-    fn denied(&self) -> Result<f64> {
+    fn denied(&self) -> Result<Vec<f64>> {
         let stranger = match self.family {
             Family::V4 => block_v4(7).ip().into(),
             Family::V6 => block_v6(7).ip().into(),
@@ -205,15 +202,21 @@ impl Bench {
         self.repeat(&self.to_pod, &self.opening(stranger, 4000).frame(), SHOT, Reason::PolicyDenied)
     }
 
-    fn repeat(&self, program: &OwnedFd, frame: &[u8], verdict: u32, reason: Reason) -> Result<f64> {
-        run(program.as_fd(), frame, REPEAT / 20)?; // warm
+    fn repeat(&self, program: &OwnedFd, frame: &[u8], verdict: u32, reason: Reason) -> Result<Vec<f64>> {
         let before = self.count(reason)?;
-        let empty = run(self.nothing.as_fd(), frame, REPEAT)?;
-        let full = run(program.as_fd(), frame, REPEAT)?;
-        ensure!((empty.returned, full.returned) == (NEXT, verdict), "{empty:?}, {full:?}");
+        let samples = (0..CALLS).map(|_| {
+            let empty = run(self.nothing.as_fd(), frame, REPEAT)?;
+            let full = run(program.as_fd(), frame, REPEAT)?;
+            ensure!((empty.returned, full.returned) == (NEXT, verdict), "{empty:?}, {full:?}");
+            Ok(full.each - empty.each)
+        });
+        let samples = samples.collect::<Result<_>>()?;
         let counted = self.count(reason)? - before;
-        ensure!(counted == u64::from(REPEAT), "{counted} of {REPEAT} packets were {reason:?}");
-        Ok(net(full.each, empty.each))
+        ensure!(
+            counted == u64::from(REPEAT * CALLS),
+            "{counted} of {REPEAT} x {CALLS} packets were {reason:?}"
+        );
+        Ok(samples)
     }
 
     fn count(&self, reason: Reason) -> Result<u64> {
@@ -316,8 +319,4 @@ fn reversed(opening: &Opening) -> Opening {
 fn acknowledge(frame: &mut [u8], family: Family) {
     let segment = if family == Family::V4 { 34 } else { 54 };
     frame[segment + 13] = ACK;
-}
-
-fn net(full: std::time::Duration, empty: std::time::Duration) -> f64 {
-    (full.as_secs_f64() - empty.as_secs_f64()) * 1e9
 }

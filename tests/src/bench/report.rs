@@ -52,7 +52,7 @@ fn ratios_of_rates(flat: &[Sample], mode: &[Sample]) -> Vec<f64> {
     ratios(flat, mode, |flat, other| other.per_second / flat.per_second)
 }
 
-/// Nanoseconds per packet, net of an empty program: the median, and the extremes in brackets.
+/// Nanoseconds per packet, net of an empty program: the median, and the middle half in brackets.
 pub fn packets(figures: &[kernel::Figure]) -> String {
     let columns: Vec<_> =
         [Family::V4, Family::V6].into_iter().flat_map(|family| RULES.map(|rules| (family, rules))).collect();
@@ -70,8 +70,8 @@ pub fn packets(figures: &[kernel::Figure]) -> String {
         let cells = columns.iter().map(|(family, rules)| {
             let samples = figures.iter().find(|f| (f.path, f.family, f.rules) == (path, *family, *rules));
             samples.map_or(String::new(), |figure| {
-                let (low, high) = extremes(&figure.samples);
-                format!("{:.1} ({low:.0}-{high:.0})", median(figure.samples.iter().copied()))
+                let [low, middle, high] = quartiles(&figure.samples);
+                format!("{middle:.1} ({low:.0}-{high:.0})")
             })
         });
         table.add_row([path.title().to_owned()].into_iter().chain(cells));
@@ -104,6 +104,12 @@ fn spread(ratios: &[f64]) -> String {
 
 fn extremes(values: &[f64]) -> (f64, f64) {
     values.iter().fold((f64::INFINITY, f64::NEG_INFINITY), |(low, high), v| (low.min(*v), high.max(*v)))
+}
+
+fn quartiles(values: &[f64]) -> [f64; 3] {
+    let mut values = values.to_vec();
+    values.sort_by(f64::total_cmp);
+    [1, 2, 3].map(|quarter| values.get(values.len() * quarter / 4).copied().unwrap_or(f64::NAN))
 }
 
 /// The middle value, or the mean of the two in the middle.

@@ -14,7 +14,6 @@ mod ports;
 pub mod probe;
 pub mod scope;
 pub mod tenant;
-#[cfg(any(test, feature = "testkit"))]
 pub mod testkit;
 #[cfg(test)]
 mod tests;

@@ -59,6 +59,8 @@ const BLOCKS: u16 = 100;
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub enum Path {
+    /// The empty program itself, gross: tells how fast the machine was.
+    Nothing,
     TrackedToPod,
     TrackedFromPod,
     /// Every packet of another connection than the one before.
@@ -72,6 +74,7 @@ pub enum Path {
 impl Path {
     pub const fn title(self) -> &'static str {
         match self {
+            Self::Nothing => "(empty program, gross)",
             Self::TrackedToPod => "tracked, to the pod",
             Self::TrackedFromPod => "tracked, from the pod",
             Self::TrackedInTurn => "tracked, each of another connection",
@@ -82,7 +85,7 @@ impl Path {
     }
 }
 
-/// Nanoseconds per packet, net, of one path: by measurement.
+/// Nanoseconds per packet, net of an empty program, of one path: by measurement.
 #[derive(Clone, Debug, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Figure {
@@ -151,6 +154,7 @@ impl Bench {
         let new = self.passes(0..WITH_ROOM, false)?;
         let in_turn = self.passes(0..WITH_ROOM, true)?;
         let hot = [
+            (Path::Nothing, self.empty()?),
             (Path::TrackedToPod, self.tracked(false)?),
             (Path::TrackedFromPod, self.tracked(true)?),
             (Path::Denied, self.denied()?),
@@ -183,6 +187,11 @@ impl Bench {
         let counted = self.count(expected)? - before;
         ensure!(counted == u64::from(PASS), "{counted} of {PASS} packets were {expected:?}");
         Ok(full.each - empty.each)
+    }
+
+    fn empty(&self) -> Result<Vec<f64>> {
+        let frame = self.opening(client(self.family, 0), PORT).frame();
+        (0..CALLS).map(|_| Ok(run(self.nothing.as_fd(), &frame, REPEAT)?.each)).collect()
     }
 
     fn tracked(&self, reply: bool) -> Result<Vec<f64>> {

@@ -106,7 +106,9 @@ pub fn run(mut options: Options) -> Result<()> {
     if options.measures(Part::Live) || options.measures(Part::Start) {
         println!("\n== raising the clusters");
         let modes = cpus.off_bench(|| mode::raise(options.family()))?;
-        modes.iter().for_each(|mode| println!("   {mode}"));
+        for mode in &modes {
+            println!("   {mode}");
+        }
         if options.measures(Part::Live) {
             println!("\n== {}, {} rounds of {} ms", options.family(), options.rounds, options.sample);
             let sample = Duration::from_millis(options.sample);

@@ -1,6 +1,9 @@
 //! Samples as tables.
 
-use std::{fmt::Display, fs};
+use std::{
+    fmt::{Display, Write as _},
+    fs,
+};
 
 use anyhow::{Context, Result};
 use comfy_table::{Table, presets};
@@ -39,7 +42,8 @@ pub fn operations(modes: &[String], figures: &[live::Figure]) -> String {
             format!("{name} {ratio:.3}")
         });
         let others: Vec<_> = others.collect();
-        rates += &format!("  {work:<22} {path:<11} {per_second:>9.0}/s   {}\n", others.join("   "));
+        let others = others.join("   ");
+        let _ = writeln!(rates, "  {work:<22} {path:<11} {per_second:>9.0}/s   {others}");
     }
     format!("{table}\n\n{rates}")
 }
@@ -61,11 +65,11 @@ pub fn packets(figures: &[kernel::Figure]) -> String {
     };
     let mut table = table(["ns per packet, net".to_owned()].into_iter().chain(columns.iter().map(title)));
     let mut paths: Vec<_> = Vec::new();
-    figures.iter().for_each(|figure| {
+    for figure in figures {
         if !paths.contains(&figure.path) {
             paths.push(figure.path);
         }
-    });
+    }
     for path in paths {
         let cells = columns.iter().map(|(family, rules)| {
             let samples = figures.iter().find(|f| (f.path, f.family, f.rules) == (path, *family, *rules));

@@ -30,7 +30,9 @@ pub fn measure(modes: &[Mode], starts: usize) -> Result<Vec<Starts>> {
             mode.lab.stop_pod(&pod.key())?;
         }
     }
-    figures.iter_mut().for_each(|figure| figure.took.sort_by(f64::total_cmp));
+    for figure in &mut figures {
+        figure.took.sort_by(f64::total_cmp);
+    }
     Ok(figures)
 }
 

@@ -140,12 +140,12 @@ fn with_listener(
         TcpListener::bind((anywhere(to), to.port()))?
     };
     thread::scope(|scope| {
-        let server = scope.spawn(|| serve(&listener));
+        let serving = scope.spawn(|| serve(&listener));
         let asked = ask();
         // Wakes a server that still waits for somebody.
         let _ = shutdown(listener.as_raw_fd(), Shutdown::Both);
-        let served = server.join().expect("a server does not panic");
-        asked?.or(served?).ok_or_else(|| anyhow!("nobody measured"))?.sample()
+        let measured_there = serving.join().expect("a server does not panic");
+        asked?.or(measured_there?).ok_or_else(|| anyhow!("nobody measured"))?.sample()
     })
 }
 

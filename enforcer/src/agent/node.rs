@@ -217,10 +217,10 @@ impl Node {
             .chain(self.orphans.clone())
             .collect();
         let scope = policy::scope(&self.index, &self.policy);
-        self.compiled = policy::compile(&self.index, &self.policy, &scope);
         let compile = |scope: &_| policy::compile(&self.index, &self.policy, scope);
         self.health.updates += 1;
-        let plan = self.tables.plan(compile, scope, &locals)?;
+        let mut plan = self.tables.plan(compile, scope, &locals)?;
+        self.compiled = std::mem::take(&mut plan.compiled);
         // Names first: no event may come from a number that the flow log cannot resolve.
         self.publish_names(&plan.target);
         self.tables.carry_out(plan)

@@ -49,18 +49,10 @@ impl Image {
     }
 
     /// Rules of `desired` that are not there yet. Nothing is removed: a rule is a fact about a rule set and
-    /// an identity, true for as long as both exist, so removal is tidying ([`Image::stale_rules`]).
+    /// an identity, true for as long as both exist, so removal is tidying.
     pub fn missing_rules(&self, desired: &BTreeMap<Rule, u32>) -> Vec<Op> {
         let missing = desired.iter().filter(|(rule, grant)| self.rules.get(rule) != Some(grant));
         missing.map(|(rule, grant)| Op::SetRule(*rule, *grant)).collect()
-    }
-
-    pub fn stale_rules(&self, desired: &BTreeMap<Rule, u32>) -> Vec<Op> {
-        self.rules
-            .keys()
-            .filter(|rule| !desired.contains_key(rule))
-            .map(|rule| Op::RemoveRule(*rule))
-            .collect()
     }
 
     /// New and changed addresses first, then those that are gone; a more specific prefix before a wider one

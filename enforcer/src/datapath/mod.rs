@@ -25,7 +25,7 @@ use aya::{EbpfError, maps::MapError, pin::PinError, programs::ProgramError};
 pub use self::{
     image::{Image, Op, Rule},
     numbers::{Numbers, NumbersError},
-    transition::{Local, Plan},
+    transition::{Expanded, Local, Plan},
 };
 use crate::{
     datapath::kernel::Kernel,
@@ -62,6 +62,7 @@ pub struct Tables<K> {
     /// Mirror of the kernel's maps: we are their only writer.
     actual: Image,
     numbers: Numbers,
+    expanded: Expanded,
     /// `None`: the numbers end with the process (simulate, benches).
     numbers_file: Option<PathBuf>,
 }
@@ -81,7 +82,8 @@ impl<K: Kernel> Tables<K> {
         let actual = kernel.snapshot()?;
         let mut numbers = numbers_file.map(Numbers::load).transpose()?.unwrap_or_default();
         numbers.stay_above(&actual);
-        Ok(Self { kernel, actual, numbers, numbers_file: numbers_file.map(Path::to_path_buf) })
+        let numbers_file = numbers_file.map(Path::to_path_buf);
+        Ok(Self { kernel, actual, numbers, expanded: Expanded::new(), numbers_file })
     }
 
     fn save_numbers(&mut self) -> Result<(), DatapathError> {
@@ -99,7 +101,7 @@ impl<K: Kernel> Tables<K> {
         scope: Scope,
         locals: &BTreeMap<u32, Local>,
     ) -> Result<Plan, DatapathError> {
-        let plan = transition::plan(&mut self.numbers, &self.actual, compile, scope, locals);
+        let plan = transition::plan(&mut self.numbers, &self.actual, &self.expanded, compile, scope, locals);
         self.save_numbers()?;
         Ok(plan)
     }
@@ -107,7 +109,8 @@ impl<K: Kernel> Tables<K> {
     /// Writes of which every prefix is safe. After an error the kernel holds a consistent older state, and a
     /// new plan goes on from there.
     pub fn carry_out(&mut self, plan: Plan) -> Result<Written, DatapathError> {
-        let written = self.write(&plan.ops)?;
+        let written = self.write(&plan.ops).inspect_err(|_| self.expanded.clear())?;
+        self.expanded = plan.expanded;
         self.numbers.set_scope(plan.scope);
         self.save_numbers()?;
         Ok(written)
@@ -116,7 +119,7 @@ impl<K: Kernel> Tables<K> {
     /// Removes rules that nothing can reach any more, and forgets their numbers. To be called some time
     /// after the last update (a second is plenty): no packet may still be on its way to them.
     pub fn tidy(&mut self, compiled: &Compiled) -> Result<Written, DatapathError> {
-        let ops = transition::stale_rules(&mut self.numbers, &self.actual, compiled);
+        let ops = transition::stale_rules(&mut self.numbers, &self.actual, &mut self.expanded, compiled);
         let written = self.write(&ops)?;
         self.numbers.forget_unused(&self.actual);
         self.save_numbers()?;

@@ -16,8 +16,9 @@ use serde::{Deserialize, Serialize};
 use super::image::Image;
 use crate::policy::model::{BlockSet, Grant, Identity, RuleSet, Scope, Tenancy};
 
-/// How many generations are reserved in the file at a time, so that a change costs no write.
-const GENERATIONS_AHEAD: u32 = 1 << 12;
+/// How many generations and endpoint numbers are reserved in the file at a time, so that a change or a pod
+/// costs no write.
+const AHEAD: u32 = 1 << 12;
 
 #[derive(Debug, thiserror::Error)]
 pub enum NumbersError {
@@ -38,13 +39,10 @@ pub struct Numbers {
     pub rule_sets: Table<Arc<RuleSet>>,
     pub grants: Table<Grant>,
     pub tenants: Table<String>,
-    pub endpoints: u32,
+    endpoints: Counter,
     /// What identities and block sets in the kernel are projected onto.
     pub scope: Scope,
-    /// Every generation given so far is below this.
-    generation_ceiling: u32,
-    #[serde(skip)]
-    generation: u32,
+    generations: Counter,
     #[serde(skip)]
     changed: bool,
 }
@@ -57,10 +55,9 @@ impl Default for Numbers {
             rule_sets: Table::starting_at(1),
             grants: Table::starting_at(1),
             tenants: Table::starting_at(1),
-            endpoints: 0,
+            endpoints: Counter::default(),
             scope: Scope::default(),
-            generation_ceiling: 0,
-            generation: 0,
+            generations: Counter::default(),
             changed: true,
         }
     }
@@ -74,10 +71,7 @@ impl Numbers {
             Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(Self::default()),
             Err(source) => return Err(NumbersError::Read { path: path.into(), source }),
         };
-        let mut numbers: Self = serde_json::from_slice(&text)
-            .map_err(|source| NumbersError::Decode { path: path.into(), source })?;
-        numbers.generation = numbers.generation_ceiling;
-        Ok(numbers)
+        serde_json::from_slice(&text).map_err(|source| NumbersError::Decode { path: path.into(), source })
     }
 
     /// Must come before the first map write that uses a new number. No fsync: a crash of the machine takes
@@ -89,6 +83,8 @@ impl Numbers {
             &mut self.rule_sets.changed,
             &mut self.grants.changed,
             &mut self.tenants.changed,
+            &mut self.endpoints.changed,
+            &mut self.generations.changed,
             &mut self.changed,
         ];
         if !tables.iter().any(|changed| **changed) {
@@ -131,19 +127,12 @@ impl Numbers {
     }
 
     pub fn next_endpoint(&mut self) -> u32 {
-        self.endpoints += 1;
-        self.changed = true;
-        self.endpoints
+        self.endpoints.next()
     }
 
     /// A generation that no record and no connection has ever seen.
     pub fn next_generation(&mut self) -> u32 {
-        self.generation += 1;
-        if self.generation >= self.generation_ceiling {
-            self.generation_ceiling = self.generation + GENERATIONS_AHEAD;
-            self.changed = true;
-        }
-        self.generation
+        self.generations.next()
     }
 
     /// Counts on from above every number that the kernel holds, so that a lost or older state file can never
@@ -163,9 +152,8 @@ impl Numbers {
         self.grants.stay_above(image.rules.values().copied());
         let tenants = addresses().map(|a| a.tenant).chain(endpoints().map(|e| e.tenant));
         self.tenants.stay_above(tenants.filter(|t| *t != abi::TENANT_UNKNOWN));
-        self.endpoints = endpoints().map(|e| e.id).chain([self.endpoints]).max().unwrap_or_default();
-        let generations = endpoints().map(|e| e.policy.generation());
-        self.generation = generations.chain([self.generation]).max().unwrap_or_default();
+        self.endpoints.stay_above(endpoints().map(|e| e.id));
+        self.generations.stay_above(endpoints().map(|e| e.policy.generation()));
     }
 
     /// Forgets what the kernel does not hold any more. Grants stay: records of the recent past name them.
@@ -189,6 +177,43 @@ impl Numbers {
             self.scope = scope;
             self.changed = true;
         }
+    }
+}
+
+/// Counts up; over a restart it goes on from its ceiling.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(from = "u32", into = "u32")]
+struct Counter {
+    last: u32,
+    /// In the file: everything given so far is at most this.
+    ceiling: u32,
+    changed: bool,
+}
+
+impl Counter {
+    fn next(&mut self) -> u32 {
+        self.last += 1;
+        if self.last > self.ceiling {
+            self.ceiling = self.last + AHEAD;
+            self.changed = true;
+        }
+        self.last
+    }
+
+    fn stay_above(&mut self, taken: impl Iterator<Item = u32>) {
+        self.last = taken.max().unwrap_or_default().max(self.last);
+    }
+}
+
+impl From<u32> for Counter {
+    fn from(ceiling: u32) -> Self {
+        Self { last: ceiling, ceiling, changed: false }
+    }
+}
+
+impl From<Counter> for u32 {
+    fn from(counter: Counter) -> Self {
+        counter.ceiling
     }
 }
 

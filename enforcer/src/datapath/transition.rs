@@ -43,28 +43,37 @@ pub struct Local {
     pub adopted: bool,
 }
 
-/// Writes to carry out in order, and what the maps then hold.
+/// Writes to carry out in order, and what holds when all of them have succeeded.
 #[derive(Debug)]
 pub struct Plan {
     pub ops: Vec<Op>,
+    /// What the maps hold.
     pub target: Image,
-    /// Becomes the scope in force when every write has succeeded.
+    /// The cluster as it is, in its own scope.
+    pub compiled: Compiled,
     pub scope: Scope,
+    pub expanded: Expanded,
 }
+
+/// Which rules are in the kernel: of each rule set, those for these identities and block sets, by number.
+/// What a rule set admits from a peer never changes, so only new pairs need looking at, however many rules
+/// there are.
+pub type Expanded = BTreeMap<u32, BTreeSet<u32>>;
 
 /// `compile` is the policy compiler over the index as it is now; `scope` the scope of the policies in it.
 pub fn plan(
     numbers: &mut Numbers,
     actual: &Image,
+    expanded: &Expanded,
     compile: impl Fn(&Scope) -> Compiled,
     scope: Scope,
     locals: &BTreeMap<u32, Local>,
 ) -> Plan {
     let both = numbers.scope.clone().union(&scope);
     numbers.set_scope(both.clone());
-    let mut draft = Draft { numbers, image: actual.clone(), ops: Vec::new() };
+    let mut draft = Draft { numbers, image: actual.clone(), ops: Vec::new(), expanded: expanded.clone() };
 
-    let compiled = compile(&both);
+    let mut compiled = compile(&both);
     let wanted = draft.rule_sets_of(&compiled, locals);
     let in_force = draft.rule_sets_in_force();
     draft.write_rules(&compiled, in_force.union(&wanted));
@@ -72,27 +81,39 @@ pub fn plan(
     draft.switch_endpoints(&compiled, locals, moved);
 
     if both != scope {
-        let settled = compile(&scope);
-        draft.write_rules(&settled, wanted.iter());
-        draft.move_addresses(&settled);
-        draft.switch_endpoints(&settled, locals, false);
+        compiled = compile(&scope);
+        draft.write_rules(&compiled, wanted.iter());
+        draft.move_addresses(&compiled);
+        draft.switch_endpoints(&compiled, locals, false);
     }
-    Plan { ops: draft.ops, target: draft.image, scope }
+    Plan { ops: draft.ops, target: draft.image, compiled, scope, expanded: draft.expanded }
 }
 
 /// Rules that nothing in force can reach any more: removed a while after the plan, when no packet that
-/// looked up an old identity can still be under way.
-pub fn stale_rules(numbers: &mut Numbers, image: &Image, compiled: &Compiled) -> Vec<Op> {
-    let mut draft = Draft { numbers, image: image.clone(), ops: Vec::new() };
-    let in_force = draft.rule_sets_in_force();
-    let desired = draft.rules(compiled, in_force.iter());
-    image.stale_rules(&desired)
+/// looked up an old number can still be under way. Forgets them in `expanded` too.
+pub fn stale_rules(
+    numbers: &mut Numbers,
+    image: &Image,
+    expanded: &mut Expanded,
+    compiled: &Compiled,
+) -> Vec<Op> {
+    let rule_sets: BTreeSet<u32> =
+        image.endpoints.values().map(|endpoint| endpoint.policy.rule_set()).collect();
+    let mut peers: BTreeSet<u32> = Classes::of(compiled, numbers).numbers().collect();
+    peers.extend([abi::PEER_ANY, abi::IDENTITY_HOST]); // every rule set has entries for these
+    expanded.retain(|rule_set, _| rule_sets.contains(rule_set));
+    for known in expanded.values_mut() {
+        known.retain(|peer| peers.contains(peer));
+    }
+    let stale = |rule: &&Rule| !rule_sets.contains(&rule.key.rule_set) || !peers.contains(&rule.key.peer);
+    image.rules.keys().filter(stale).map(|rule| Op::RemoveRule(*rule)).collect()
 }
 
 struct Draft<'a> {
     numbers: &'a mut Numbers,
     image: Image,
     ops: Vec<Op>,
+    expanded: Expanded,
 }
 
 impl Draft<'_> {
@@ -115,27 +136,27 @@ impl Draft<'_> {
     }
 
     fn write_rules<'s>(&mut self, compiled: &Compiled, rule_sets: impl Iterator<Item = &'s u32>) {
-        let desired = self.rules(compiled, rule_sets);
-        let missing = self.image.missing_rules(&desired);
-        self.push(missing);
-    }
-
-    fn rules<'s>(
-        &mut self,
-        compiled: &Compiled,
-        rule_sets: impl Iterator<Item = &'s u32>,
-    ) -> BTreeMap<Rule, u32> {
-        let (identities, block_sets) = classes(compiled);
-        let mut rules = BTreeMap::new();
+        let classes = Classes::of(compiled, self.numbers);
         for number in rule_sets {
             // A number without a meaning is a rule set of a lost state file: it stays as it is until replaced.
             let Some(rule_set) = self.numbers.rule_sets.value(*number).map(Arc::clone) else { continue };
-            for (entry, grant) in rule_set.entries(identities.iter().copied(), block_sets.iter().copied()) {
-                let rule = self.rule(*number, &entry);
-                rules.insert(rule, self.numbers.grants.number(&grant));
+            let fresh = match self.expanded.get(number) {
+                Some(known) => classes.without(known),
+                None => classes.clone(),
+            };
+            if self.expanded.contains_key(number) && fresh.is_empty() {
+                continue;
             }
+            let entries =
+                rule_set.entries(fresh.identities.values().copied(), fresh.block_sets.values().copied());
+            let rules: BTreeMap<Rule, u32> = entries
+                .iter()
+                .map(|(entry, grant)| (self.rule(*number, entry), self.numbers.grants.number(grant)))
+                .collect();
+            let missing = self.image.missing_rules(&rules);
+            self.push(missing);
+            self.expanded.entry(*number).or_default().extend(fresh.numbers());
         }
-        rules
     }
 
     fn rule(&mut self, rule_set: u32, entry: &EntryKey) -> Rule {
@@ -238,9 +259,41 @@ impl Draft<'_> {
     }
 }
 
-/// Every identity and block set that an address can have.
-fn classes(compiled: &Compiled) -> (BTreeSet<&Arc<Identity>>, BTreeSet<&Arc<BlockSet>>) {
-    let infos = || compiled.peers.values().chain(compiled.prefixes.values());
-    let subjects = compiled.endpoints.values().map(|endpoint| &endpoint.identity);
-    (infos().map(|i| &i.identity).chain(subjects).collect(), infos().map(|i| &i.blocks).collect())
+/// Every identity and block set that an address can have, by number.
+#[derive(Clone)]
+struct Classes<'c> {
+    identities: BTreeMap<u32, &'c Arc<Identity>>,
+    block_sets: BTreeMap<u32, &'c Arc<BlockSet>>,
+}
+
+impl<'c> Classes<'c> {
+    fn of(compiled: &'c Compiled, numbers: &mut Numbers) -> Self {
+        // The compiler shares equal ones, so that few are compared in full.
+        let infos = || compiled.peers.values().chain(compiled.prefixes.values());
+        let subjects = compiled.endpoints.values().map(|endpoint| &endpoint.identity);
+        let identities: BTreeMap<_, _> =
+            infos().map(|info| &info.identity).chain(subjects).map(|i| (Arc::as_ptr(i), i)).collect();
+        let block_sets: BTreeMap<_, _> =
+            infos().map(|info| &info.blocks).map(|b| (Arc::as_ptr(b), b)).collect();
+        Self {
+            identities: identities.into_values().map(|i| (numbers.identity(i), i)).collect(),
+            block_sets: block_sets.into_values().map(|b| (numbers.blocks(b), b)).collect(),
+        }
+    }
+
+    fn without(&self, known: &BTreeSet<u32>) -> Self {
+        let mut fresh = self.clone();
+        fresh.identities.retain(|number, _| !known.contains(number));
+        fresh.block_sets.retain(|number, _| !known.contains(number));
+        fresh
+    }
+
+    fn is_empty(&self) -> bool {
+        self.identities.is_empty() && self.block_sets.is_empty()
+    }
+
+    /// Block sets' numbers are tagged: the two never meet. The empty block set's 0 is "any".
+    fn numbers(&self) -> impl Iterator<Item = u32> {
+        self.identities.keys().chain(self.block_sets.keys()).copied()
+    }
 }

@@ -8,7 +8,7 @@ use crate::{
     fast::Plain,
     flow::Flow,
     guard,
-    packet::{ETHERNET_LEN, ICMP, ICMPV6, Ipv4, Ipv6, Packet},
+    packet::{ETHERNET_LEN, ICMP, ICMPV6, Ipv4, Ipv4Ports, Ipv6, Packet},
     reason::Reason,
     tables::Addresses,
 };
@@ -37,7 +37,7 @@ pub trait Family: Sized + 'static {
     fn is_multicast(address: Self::Addr) -> bool;
     /// The ICMP message is about another packet, which it quotes.
     fn is_error(icmp_type: u8) -> bool;
-    /// The network header of a packet that can take the short way.
+    /// The headers of a packet that can take the short way.
     fn plain<P: Packet>(packet: &P) -> Option<Plain<Self>>;
     /// Reads the network header at `at`, up to the transport header, into an empty flow (in place, for
     /// the sake of the stack). A quoted packet may be cut short.
@@ -104,7 +104,7 @@ impl Family for V4 {
     #[inline(always)]
     fn plain<P: Packet>(packet: &P) -> Option<Plain<Self>> {
         const DO_NOT_FRAGMENT: u16 = 0x4000;
-        let ip: Ipv4 = packet.read(ETHERNET_LEN as usize).ok()?;
+        let Ipv4Ports { ip, ports, .. } = packet.read(ETHERNET_LEN as usize).ok()?;
         let total = u32::from(u16::from_be_bytes(ip.total));
         if ip.version_ihl != 0x45
             || u16::from_be_bytes(ip.fragment) & !DO_NOT_FRAGMENT != 0
@@ -113,7 +113,7 @@ impl Family for V4 {
             return None;
         }
         let payload = total.checked_sub(20)?;
-        Some(Plain { source: ip.source, destination: ip.destination, protocol: ip.protocol, payload })
+        Some(Plain { source: ip.source, destination: ip.destination, protocol: ip.protocol, ports, payload })
     }
 
     #[inline(always)]
@@ -253,7 +253,8 @@ impl Family for V6 {
         if ip.version_class >> 4 != 6 || payload + ETHERNET_LEN + 40 > packet.frame_len() {
             return None;
         }
-        Some(Plain { source: ip.source, destination: ip.destination, protocol: ip.next, payload })
+        let ports = packet.read(Self::TRANSPORT).ok()?;
+        Some(Plain { source: ip.source, destination: ip.destination, protocol: ip.next, ports, payload })
     }
 
     #[inline(always)]

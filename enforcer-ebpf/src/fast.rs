@@ -17,6 +17,7 @@ pub struct Plain<F: Family> {
     pub source: F::Addr,
     pub destination: F::Addr,
     pub protocol: u8,
+    pub ports: Ports,
     /// Bytes from the transport header to the packet's end.
     pub payload: u32,
 }
@@ -37,7 +38,7 @@ pub fn tracked<F: Family, P: Packet, T: Tables + Addresses<F>, H: At>(
     if mine != own || own == F::UNSPECIFIED {
         return None;
     }
-    let ports: Ports = packet.read(F::TRANSPORT).ok()?;
+    let ports = plain.ports;
     match plain.protocol {
         TCP if plain.payload >= 20 => {
             let [offset, flags]: [u8; 2] = packet.read(F::TRANSPORT + 12).ok()?;

@@ -1,6 +1,6 @@
 //! The maps of the object file. The agent gives them their pins, and may give other sizes.
 
-use core::{cell::Cell, ptr::NonNull};
+use core::{cell::Cell, mem::transmute, ptr::NonNull};
 
 use aya_ebpf::{
     bindings::{BPF_F_NO_PREALLOC, BPF_NOEXIST},
@@ -196,7 +196,11 @@ impl Tables for Kernel {
 
     #[inline(always)]
     fn config(&self) -> Config {
-        CONFIG.get(0).copied().unwrap_or_default()
+        // SAFETY: a map's value is aligned to 8 bytes, and of any 8 bytes a `Config` can be made (checked by
+        // `transmute`). Read as one word, because a type of bytes is read byte by byte.
+        CONFIG
+            .get_ptr(0)
+            .map_or_else(Config::default, |config| unsafe { transmute(config.cast::<u64>().read()) })
     }
 
     #[inline(always)]

@@ -54,6 +54,8 @@ wire! {
         version_class: u8, label: [u8; 3], payload: [u8; 2], next: u8, hops: u8,
         source: [u64; 2], destination: [u64; 2]
     }
+    /// Up to where the shortest transport header ends, read under one check.
+    Ipv4Ports align 4 size 28 { ip: Ipv4, ports: Ports, rest: [u8; 4] }
     LinkLayerOption align 2 size 8 { kind: u8, len: u8, address: Mac }
     Ports align 4 size 4 { source: [u8; 2], destination: [u8; 2] }
     Arp align 2 size 28 {

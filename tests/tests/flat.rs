@@ -16,6 +16,7 @@ use lab::{
     probe::attempt,
     server::Server,
     topology::{LABS_DIR, labs, sweep},
+    until,
 };
 
 /// Set for the copy of this test program that is to end badly.
@@ -138,7 +139,10 @@ fn the_first_act_comes_right_after_add_and_a_knock_may_begin_before_it() {
     assert_eq!(first, Some(Outcome::Reached));
     let report = knock.unwrap().stop();
     assert!(report.reached > 0 && report.attempts > report.sent, "{report:?}");
-    assert!(server.heard_from(client.ip(Family::V4)) > report.reached, "the knocks and the first act");
+    // The server accepts a moment after the client is connected.
+    let heard =
+        until(PATIENCE, || Ok(server.heard_from(client.ip(Family::V4))), |n| *n > report.reached).unwrap();
+    assert!(heard > report.reached, "the knocks and the first act: {heard}, {report:?}");
     assert_eq!(client.added_by_bulkhead(), Duration::ZERO, "a flat lab has no such plugin");
 }
 

@@ -18,10 +18,11 @@ use comfy_table::{Cell, Table, presets};
 use serde::Serialize;
 
 use crate::{
+    agent::settings::PolicySettings,
     cluster::Index,
     datapath::engine::{EngineError, KernelEngine},
     policy::{
-        Answer, DEFAULT_TENANT_LABEL, Probe, Settings, Simulator,
+        Answer, Probe, Settings, Simulator,
         probe::{EndpointRef, Family, ProbeProtocol, Verdict},
     },
     source::manifest,
@@ -62,12 +63,8 @@ pub struct Args {
     /// Who answers: the policy compiler, or the kernel's own programs (as root).
     #[arg(long, value_enum, default_value_t)]
     pub engine: EngineKind,
-    /// Namespace label whose value is the tenant, or `none`.
-    #[arg(long, value_name = "KEY", default_value = DEFAULT_TENANT_LABEL)]
-    pub tenant_label: String,
-    /// Whether pods may always reach their own node.
-    #[arg(long, value_enum, default_value_t)]
-    pub local_node_egress: LocalNodeEgress,
+    #[command(flatten)]
+    pub policy: PolicySettings,
 }
 
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, clap::ValueEnum)]
@@ -82,13 +79,6 @@ pub enum EngineKind {
     #[default]
     Compiler,
     Kernel,
-}
-
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, clap::ValueEnum)]
-pub enum LocalNodeEgress {
-    #[default]
-    Allow,
-    Policy,
 }
 
 /// Whoever can answer probes about one cluster.
@@ -150,10 +140,7 @@ pub fn run(args: &Args, out: &mut impl Write, err: &mut impl Write) -> anyhow::R
 
 impl Args {
     pub fn settings(&self) -> Settings {
-        Settings {
-            tenant_label: Some(self.tenant_label.clone()).filter(|key| key != "none"),
-            local_node_egress: self.local_node_egress == LocalNodeEgress::Allow,
-        }
+        Settings::from(&self.policy)
     }
 }
 

@@ -32,7 +32,8 @@ residue() {
     ip -o link | sed 's/^[0-9]*: \([^:@]*\).*/link \1/'
     findmnt -rn -o TARGET | sed 's/^/mount /'
     find /sys/fs/bpf -mindepth 1 -maxdepth 1 -printf 'pin %p\n'
-    pgrep -x 'bulkhead|bulkhead-cni|lab' | sed 's/^/process /' || true
+    local name # one at a time: pgrep takes no pattern longer than a process name
+    for name in bulkhead bulkhead-cni lab; do pgrep -x "$name" | sed "s/^/process $name /" || true; done
 }
 sweep() {
     [[ ! -x "$target/debug/lab" ]] || "$target/debug/lab" sweep

@@ -387,7 +387,7 @@ impl Node {
         }
         if self.tidy_at.is_some_and(|at| at <= Instant::now()) && self.updated.elapsed() > PACKET_UNDER_WAY {
             self.tidy_at = None;
-            if let Err(error) = self.tables.tidy(&self.compiled) {
+            if let Err(error) = self.tables.tidy() {
                 tracing::warn!(error = error_chain(&error), "stale rules stay for now");
             }
         }

@@ -140,7 +140,7 @@ impl NodeKernel {
         let compile = |_: &_| Compiled::clone(&compiled);
         let plan = self.tables.plan(compile, Scope::default(), &locals.collect())?;
         self.tables.carry_out(plan)?;
-        self.tables.tidy(&compiled)?;
+        self.tables.tidy()?;
         self.compiled = compiled;
         Ok(())
     }

@@ -118,8 +118,8 @@ impl<K: Kernel> Tables<K> {
 
     /// Removes rules that nothing can reach any more, and forgets their numbers. To be called some time
     /// after the last update (a second is plenty): no packet may still be on its way to them.
-    pub fn tidy(&mut self, compiled: &Compiled) -> Result<Written, DatapathError> {
-        let ops = transition::stale_rules(&mut self.numbers, &self.actual, &mut self.expanded, compiled);
+    pub fn tidy(&mut self) -> Result<Written, DatapathError> {
+        let ops = transition::stale_rules(&self.actual, &mut self.expanded);
         let written = self.write(&ops)?;
         self.numbers.forget_unused(&self.actual);
         self.save_numbers()?;

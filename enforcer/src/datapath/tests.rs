@@ -243,9 +243,7 @@ proptest! {
         let index = cluster(&after);
         update(&mut tables, &index).expect("written");
         let new = verdicts(&tables.kernel().now);
-        let settings = Settings::default();
-        let compiled = policy::compile(&index, &settings, &policy::scope(&index, &settings));
-        tables.tidy(&compiled).expect("tidied");
+        tables.tidy().expect("tidied");
         prop_assert_eq!(verdicts(&tables.kernel().now), new);
         prop_assert_eq!(update(&mut tables, &index).expect("written"), super::Written::default());
     }
@@ -261,6 +259,8 @@ proptest! {
         let failed = update(&mut tables, &cluster(&after)).is_err();
         let interrupted = verdicts(&tables.kernel().now);
         tables.kernel().patience = None;
+        tables.tidy().expect("tidied");
+        prop_assert_eq!(&verdicts(&tables.kernel().now), &interrupted, "tidying a half-written state");
         update(&mut tables, &cluster(&after)).expect("the next try succeeds");
         let new = verdicts(&tables.kernel().now);
         let per_pod = old.len() / 2;

@@ -91,15 +91,15 @@ pub fn plan(
 
 /// Rules that nothing in force can reach any more: removed a while after the plan, when no packet that
 /// looked up an old number can still be under way. Forgets them in `expanded` too.
-pub fn stale_rules(
-    numbers: &mut Numbers,
-    image: &Image,
-    expanded: &mut Expanded,
-    compiled: &Compiled,
-) -> Vec<Op> {
-    let rule_sets: BTreeSet<u32> =
-        image.endpoints.values().map(|endpoint| endpoint.policy.rule_set()).collect();
-    let mut peers: BTreeSet<u32> = Classes::of(compiled, numbers).numbers().collect();
+///
+/// Judged by what the maps hold, not by what they should hold: after a write that failed, addresses still
+/// have the numbers of before, and their rules must stay.
+pub fn stale_rules(image: &Image, expanded: &mut Expanded) -> Vec<Op> {
+    let endpoints = || image.endpoints.values();
+    let rule_sets: BTreeSet<u32> = endpoints().map(|endpoint| endpoint.policy.rule_set()).collect();
+    let addresses = image.peers.values().chain(image.prefixes.values());
+    let mut peers: BTreeSet<u32> = addresses.flat_map(|peer| [peer.identity, peer.blocks]).collect();
+    peers.extend(endpoints().map(|endpoint| endpoint.identity));
     peers.extend([abi::PEER_ANY, abi::IDENTITY_HOST]); // every rule set has entries for these
     expanded.retain(|rule_set, _| rule_sets.contains(rule_set));
     for known in expanded.values_mut() {

@@ -105,11 +105,11 @@ pub fn tunnel<F: Family, T: Tables + Addresses<F>, H: At>(
 }
 
 /// IGMP does for IPv4 what listener discovery does for IPv6: a pod reports its own memberships, and hears the
-/// bridge's queries.
+/// bridge's queries. From no address (RFC 3376, 4.2.13) only hosts report that have none yet; a pod has one.
 #[inline(always)]
 pub fn membership<F: Family, T, H: At>(site: &Site<T, H>, flow: &Flow<F>) -> Result<Reason, Reason> {
     let own = F::own(site.endpoint);
-    if H::HOOK == Hook::ToPod || flow.source == F::UNSPECIFIED || flow.source == own {
+    if H::HOOK == Hook::ToPod || flow.source == own && own != F::UNSPECIFIED {
         Ok(Reason::Neighbour)
     } else {
         Err(Reason::SourceIp)

@@ -114,14 +114,18 @@ pub fn four(cases: &mut Vec<Case>) {
         frame
     };
     let own = igmp(ar.udp(0, 0));
-    let mut forged = own.clone();
-    forged[29] = 99;
+    let from = |source: [u8; 4]| {
+        let mut frame = own.clone();
+        frame[26..30].copy_from_slice(&source);
+        frame
+    };
     case(
         "group membership: the pod's own, and queries for it",
         vec![
-            Packet(A, FromPod, own, R::Neighbour),
+            Packet(A, FromPod, own.clone(), R::Neighbour),
             Packet(A, ToPod, igmp(between(Remote, A, false).udp(0, 0)), R::Neighbour),
-            Packet(A, FromPod, forged, R::SourceIp),
+            Packet(A, FromPod, from(b), R::SourceIp),
+            Packet(A, FromPod, from([0; 4]), R::SourceIp),
         ],
     );
     case(

@@ -18,6 +18,8 @@ pub trait Packet {
 
 /// Bytes that [`Packet::read`] reaches: Ethernet, IPv6 and TCP headers without options.
 pub const HEAD: usize = 74;
+/// The same with an IPv4 header.
+pub const HEAD_V4: usize = 54;
 pub const ETHERNET_LEN: u32 = 14;
 
 /// A type that can be read from any bytes.

@@ -4,7 +4,7 @@ use core::mem::MaybeUninit;
 
 use aya_ebpf::{helpers::bpf_skb_load_bytes, programs::TcContext};
 use bulkhead_ebpf::{
-    packet::{HEAD, Packet, Wire},
+    packet::{ETHER_IPV6, HEAD, HEAD_V4, Packet, Wire},
     reason::Reason,
 };
 
@@ -16,11 +16,21 @@ impl Skb {
     pub fn new(ctx: TcContext) -> Self {
         let this = Self(ctx);
         let linear = this.end() - this.start();
-        if linear < HEAD && (linear as u32) < this.frame_len() {
+        // A byte more than is needed costs a new head for every segment that TCP keeps to send again: its
+        // payload is shared, and pulling some of it means a copy (bpf_skb_pull_data makes writable).
+        let head = if this.is_ipv6() { HEAD } else { HEAD_V4 };
+        if linear < head && (linear as u32) < this.frame_len() {
             // On failure `read` finds the frame too short, and it is dropped.
-            let _ = this.0.pull_data(this.frame_len().min(HEAD as u32));
+            let _ = this.0.pull_data(this.frame_len().min(head as u32));
         }
         this
+    }
+
+    #[inline(always)]
+    fn is_ipv6(&self) -> bool {
+        // SAFETY: the kernel passes a valid context.
+        let protocol = unsafe { (*self.0.skb.skb).protocol };
+        protocol == u32::from(ETHER_IPV6.to_be())
     }
 
     /// Volatile, both: the compiler must not pass on as an integer what the verifier knows as a pointer.

@@ -48,6 +48,8 @@ enum Lab {
     Probe(Question),
     /// What bulkhead costs: ratios to flannel alone, nanoseconds per packet, time added to ADD
     Bench(bench::Options),
+    /// What a change of the cluster costs the agent, and its memory; needs no privilege
+    Compiler(bench::compiler::Options),
 }
 
 #[derive(Args)]
@@ -114,6 +116,10 @@ fn run(command: Lab) -> Result<ExitCode> {
         Lab::Bench(options) => {
             leave_nothing_when_told_to_end(130)?;
             bench::run(options)?;
+            Ok(ExitCode::SUCCESS)
+        }
+        Lab::Compiler(options) => {
+            bench::compiler::run(&options)?;
             Ok(ExitCode::SUCCESS)
         }
         Lab::Probe(question) => {

@@ -10,6 +10,7 @@
 //! how long it takes is printed.
 
 pub mod bpf;
+pub mod compiler;
 pub mod cpu;
 pub mod kernel;
 pub mod live;

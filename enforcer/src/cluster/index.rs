@@ -15,6 +15,7 @@ use ipnetwork::IpNetwork;
 use super::object::{
     Key, Kind, Labels, NAMESPACE_NAME_LABEL, Namespace, NetworkPolicy, Node, Object, ObjectRef, Pod,
 };
+use super::touched::Touched;
 
 #[derive(Clone, Debug, Default)]
 pub struct Index {
@@ -31,6 +32,7 @@ pub struct Index {
     /// Who says to own an address, derived from the above and kept in step by [`Index::reclaim_pod`] and
     /// the node upserts.
     claims: BTreeMap<IpAddr, BTreeSet<Claim>>,
+    touched: Touched,
 }
 
 /// Somebody's statement to own an address. Finished pods make none.
@@ -76,11 +78,35 @@ impl Index {
         other
     }
 
+    /// What changed since the last call.
+    pub fn take_touched(&mut self) -> Touched {
+        std::mem::take(&mut self.touched)
+    }
+
+    /// Everything there is, as if it had just come.
+    pub fn all_touched(&self) -> Touched {
+        Touched {
+            addresses: self.claims.keys().chain(&self.local_addresses).copied().collect(),
+            pods: self.pods.keys().cloned().collect(),
+            namespaces: self.namespaces.keys().cloned().collect(),
+            policies: self.policies.keys().cloned().collect(),
+            pod_networks: true,
+        }
+    }
+
     /// Adds or replaces an object; whether anything changed.
     pub fn apply(&mut self, object: Object) -> bool {
         match object {
-            Object::Namespace(namespace) => replace(&mut self.namespaces, namespace.name.clone(), namespace),
-            Object::NetworkPolicy(policy) => replace(&mut self.policies, policy.key.clone(), policy),
+            Object::Namespace(namespace) => {
+                let name = namespace.name.clone();
+                let changed = replace(&mut self.namespaces, name.clone(), namespace);
+                self.touch_namespace(name, changed)
+            }
+            Object::NetworkPolicy(policy) => {
+                let key = policy.key.clone();
+                let changed = replace(&mut self.policies, key.clone(), policy);
+                self.touch_policy(key, changed)
+            }
             Object::Pod(pod) => {
                 let key = pod.key.clone();
                 self.reclaim_pod(&key, |index| replace(&mut index.pods, key.clone(), pod))
@@ -96,8 +122,14 @@ impl Index {
     pub fn delete(&mut self, object: &ObjectRef) -> bool {
         let key = &object.key;
         match object.kind {
-            Kind::Namespace => self.namespaces.remove(&key.name).is_some(),
-            Kind::NetworkPolicy => self.policies.remove(key).is_some(),
+            Kind::Namespace => {
+                let changed = self.namespaces.remove(&key.name).is_some();
+                self.touch_namespace(key.name.clone(), changed)
+            }
+            Kind::NetworkPolicy => {
+                let changed = self.policies.remove(key).is_some();
+                self.touch_policy(key.clone(), changed)
+            }
             Kind::Pod => self.reclaim_pod(key, |index| index.pods.remove(key).is_some()),
             Kind::Node => self.reclaim_node(&key.name, |index| index.nodes.remove(&key.name).is_some()),
         }
@@ -105,8 +137,9 @@ impl Index {
 
     /// Every address of this node's own interfaces (the bridge gateway, the overlay device, the uplink).
     pub fn set_local_addresses(&mut self, addresses: BTreeSet<IpAddr>) -> bool {
-        let addresses = addresses.into_iter().map(canonical).collect();
+        let addresses: BTreeSet<_> = addresses.into_iter().map(canonical).collect();
         let changed = self.local_addresses != addresses;
+        self.touched.addresses.extend(self.local_addresses.symmetric_difference(&addresses));
         self.local_addresses = addresses;
         changed
     }
@@ -114,6 +147,7 @@ impl Index {
     /// Pod networks known beside the nodes' podCIDRs (flannel's `Network`).
     pub fn set_pod_networks(&mut self, networks: BTreeSet<IpNetwork>) -> bool {
         let changed = self.extra_pod_networks != networks;
+        self.touched.pod_networks |= changed;
         self.extra_pod_networks = networks;
         changed
     }
@@ -159,6 +193,25 @@ impl Index {
         self.pods.values().map(Arc::as_ref)
     }
 
+    /// All pods of a namespace, by name.
+    pub fn pods_in<'a>(&'a self, namespace: &'a str) -> impl Iterator<Item = &'a Pod> {
+        self.pods
+            .range(Key::new(namespace, "")..)
+            .map(|(_, pod)| pod.as_ref())
+            .take_while(move |pod| pod.key.namespace == namespace)
+    }
+
+    /// Namespaces that have a pod, declared or not; costs their number, not that of the pods.
+    pub fn inhabited_namespaces(&self) -> impl Iterator<Item = &str> {
+        let first = self.pods.keys().next();
+        std::iter::successors(first, |last| {
+            // The least name after all names of this namespace: no name holds a character beyond the last.
+            let beyond = Key::new(last.namespace.as_str(), char::MAX.to_string());
+            self.pods.range(beyond..).next().map(|(key, _)| key)
+        })
+        .map(|key| key.namespace.as_str())
+    }
+
     pub fn node(&self, name: &str) -> Option<&Node> {
         self.nodes.get(name).map(Arc::as_ref)
     }
@@ -169,6 +222,10 @@ impl Index {
 
     pub fn policy(&self, key: &Key) -> Option<&NetworkPolicy> {
         self.policies.get(key).map(Arc::as_ref)
+    }
+
+    pub(crate) fn shared_policy(&self, key: &Key) -> Option<&Arc<NetworkPolicy>> {
+        self.policies.get(key)
     }
 
     pub fn policies(&self) -> impl Iterator<Item = &NetworkPolicy> {
@@ -255,16 +312,36 @@ impl Index {
     fn reclaim_pod(&mut self, key: &Key, change: impl FnOnce(&mut Self) -> bool) -> bool {
         let before = self.pod_claims(key);
         let changed = change(self);
-        let after = self.pod_claims(key);
-        self.replace_claims(before, after);
+        if changed {
+            let after = self.pod_claims(key);
+            self.replace_claims(before, after);
+            self.touched.pods.insert(key.clone());
+        }
         changed
     }
 
     fn reclaim_node(&mut self, name: &str, change: impl FnOnce(&mut Self) -> bool) -> bool {
         let before = self.node_claims(name);
         let changed = change(self);
-        let after = self.node_claims(name);
-        self.replace_claims(before, after);
+        if changed {
+            let after = self.node_claims(name);
+            self.replace_claims(before, after);
+            self.touched.pod_networks = true;
+        }
+        changed
+    }
+
+    fn touch_namespace(&mut self, name: String, changed: bool) -> bool {
+        if changed {
+            self.touched.namespaces.insert(name);
+        }
+        changed
+    }
+
+    fn touch_policy(&mut self, key: Key, changed: bool) -> bool {
+        if changed {
+            self.touched.policies.insert(key);
+        }
         changed
     }
 
@@ -275,6 +352,7 @@ impl Index {
     ) {
         if let Some((claim, addresses)) = before {
             for address in addresses {
+                self.touched.addresses.insert(address);
                 if let Some(claims) = self.claims.get_mut(&address) {
                     claims.remove(&claim);
                     if claims.is_empty() {
@@ -285,6 +363,7 @@ impl Index {
         }
         if let Some((claim, addresses)) = after {
             for address in addresses {
+                self.touched.addresses.insert(address);
                 self.claims.entry(address).or_default().insert(claim.clone());
             }
         }

@@ -7,45 +7,79 @@ use std::{
     sync::Arc,
 };
 
-use ipnetwork::{IpNetwork, Ipv4Network, Ipv6Network};
+use ipnetwork::IpNetwork;
 
 use super::{
     Settings,
     model::{BlockSet, Identity, PeerInfo, PodIdentity, Scope, Tenancy},
+    prefixes::Prefixes,
     tenant,
 };
 use crate::cluster::{
     Index, Owner,
-    object::{ContainerPort, IpBlock, Labels, Pod},
+    object::{ContainerPort, Labels, Pod},
 };
 
 /// Equal values share one allocation, so that later comparisons are cheap and memory stays small.
-pub(super) struct Interner<T>(HashSet<Arc<T>>);
+#[derive(Debug)]
+pub(super) struct Interner<T> {
+    known: HashSet<Arc<T>>,
+    /// In use when last swept.
+    in_use: usize,
+}
 
 impl<T: Eq + Hash> Interner<T> {
     pub fn intern(&mut self, value: T) -> Arc<T> {
-        if let Some(known) = self.0.get(&value) {
+        if let Some(known) = self.known.get(&value) {
             return Arc::clone(known);
         }
         let value = Arc::new(value);
-        self.0.insert(Arc::clone(&value));
+        self.known.insert(Arc::clone(&value));
         value
+    }
+
+    /// Lets go of what nobody else has, now and then: the cost is spread over what came since.
+    pub fn sweep(&mut self) {
+        if self.known.len() > 2 * self.in_use + 64 {
+            self.known.retain(|value| Arc::strong_count(value) > 1);
+            self.known.shrink_to_fit();
+            self.in_use = self.known.len();
+        }
     }
 }
 
 impl<T> Default for Interner<T> {
     fn default() -> Self {
-        Self(HashSet::new())
+        Self { known: HashSet::new(), in_use: 0 }
     }
 }
 
-/// Gives identities and block sets to everything in one index under one scope.
+/// Classes that occur, and the prefixes that they depend on.
+#[derive(Debug, Default)]
+pub(super) struct Classes {
+    identities: Interner<Identity>,
+    block_sets: Interner<BlockSet>,
+    /// Those of the scope's blocks and of the index' pod networks.
+    pub prefixes: Prefixes,
+}
+
+impl Classes {
+    pub fn new(index: &Index, scope: &Scope) -> Self {
+        Self { prefixes: Prefixes::new(&scope.blocks, index.pod_networks()), ..Self::default() }
+    }
+
+    pub fn sweep(&mut self) {
+        self.identities.sweep();
+        self.block_sets.sweep();
+    }
+}
+
+/// Gives identities and block sets to whatever is in one index under one scope.
 pub(super) struct Classifier<'a> {
     index: &'a Index,
     settings: &'a Settings,
     scope: &'a Scope,
-    identities: Interner<Identity>,
-    block_sets: Interner<BlockSet>,
+    classes: &'a mut Classes,
     namespaces: HashMap<&'a str, NamespaceClass>,
 }
 
@@ -58,15 +92,19 @@ struct NamespaceClass {
 }
 
 impl<'a> Classifier<'a> {
-    pub fn new(index: &'a Index, settings: &'a Settings, scope: &'a Scope) -> Self {
-        let (identities, block_sets) = (Interner::default(), Interner::default());
-        Self { index, settings, scope, identities, block_sets, namespaces: HashMap::new() }
+    pub fn new(
+        index: &'a Index,
+        settings: &'a Settings,
+        scope: &'a Scope,
+        classes: &'a mut Classes,
+    ) -> Self {
+        Self { index, settings, scope, classes, namespaces: HashMap::new() }
     }
 
     pub fn identity(&mut self, pod: &'a Pod) -> Arc<Identity> {
         let scope = self.scope;
         let namespace = self.namespace(&pod.key.namespace).clone();
-        self.identities.intern(Identity::Pod(PodIdentity {
+        self.classes.identities.intern(Identity::Pod(PodIdentity {
             namespace: pod.key.namespace.clone(),
             labels: project(&pod.labels, &scope.label_keys),
             namespace_labels: namespace.labels,
@@ -76,65 +114,41 @@ impl<'a> Classifier<'a> {
         }))
     }
 
-    /// The prefixes that policies or pod networks tell apart. An address belongs to a block exactly if the
-    /// longest prefix that holds it does: no finer prefix of that block (or exception) holds the address.
-    pub fn prefixes(&mut self) -> BTreeMap<IpNetwork, PeerInfo> {
-        let networks = self.index.pod_networks();
-        let mut blocks_of: BTreeMap<IpNetwork, Vec<&IpBlock>> = BTreeMap::new();
-        for network in networks.iter().copied().chain(everything()) {
-            blocks_of.entry(masked(network)).or_default();
-        }
-        for block in &self.scope.blocks {
-            blocks_of.entry(block.cidr).or_default().push(block);
-            for except in &block.except {
-                blocks_of.entry(*except).or_default();
-            }
-        }
-        let networks: BTreeSet<_> = networks.into_iter().map(masked).collect();
-        let lengths = Lengths::of(blocks_of.keys());
-        let mut prefixes = BTreeMap::new();
-        for prefix in blocks_of.keys() {
-            let covering: Vec<_> = lengths.covering(prefix.ip(), prefix.prefix()).collect();
-            let candidates = covering.iter().filter_map(|net| blocks_of.get(net)).flatten();
-            let is_out = |block: &IpBlock| covering.iter().any(|net| block.except.contains(net));
-            let blocks = candidates.filter(|b| !is_out(b)).map(|b| (*b).clone()).collect();
-            let blocks = self.block_sets.intern(BlockSet { blocks, ..BlockSet::default() });
-            let unknown = covering.iter().any(|net| networks.contains(net));
-            let (identity, tenant) = if unknown {
-                (Identity::UnknownPod, Tenancy::Unknown)
-            } else {
-                (Identity::World, Tenancy::Shared)
-            };
-            prefixes.insert(*prefix, PeerInfo { identity: self.identities.intern(identity), blocks, tenant });
-        }
-        prefixes
+    /// `None`: neither policies nor pod networks tell it apart.
+    pub fn prefix(&mut self, prefix: IpNetwork) -> Option<PeerInfo> {
+        let class = self.classes.prefixes.class(prefix)?;
+        let blocks =
+            self.classes.block_sets.intern(BlockSet { blocks: class.blocks, ..BlockSet::default() });
+        Some(if class.pod_network {
+            self.other(Identity::UnknownPod, blocks, Tenancy::Unknown)
+        } else {
+            self.other(Identity::World, blocks, Tenancy::Shared)
+        })
     }
 
-    /// Pods and nodes. Their blocks are those of the prefix that would hold the address.
-    pub fn peers(&mut self, prefixes: &BTreeMap<IpNetwork, PeerInfo>) -> BTreeMap<IpAddr, PeerInfo> {
-        let lengths = Lengths::of(prefixes.keys());
-        let index = self.index;
-        let mut peers = BTreeMap::new();
-        for (address, owner) in index.owned_addresses() {
-            let around = lengths.covering(address, full_length(address)).find_map(|net| prefixes.get(&net));
-            let blocks = around.map(|peer| Arc::clone(&peer.blocks)).unwrap_or_default();
-            let peer = match owner {
-                Owner::Pod(pod) => PeerInfo {
-                    identity: self.identity(pod),
-                    blocks: self.block_sets.intern(BlockSet {
-                        pod: true,
-                        blocks: blocks.blocks.clone(),
-                        ports: named(&pod.ports, &self.scope.block_port_names),
-                    }),
-                    tenant: self.tenant(pod).map_or(Tenancy::Shared, Tenancy::Tenant),
-                },
-                Owner::ThisNode => self.other(Identity::Host, blocks, Tenancy::Shared),
-                Owner::OtherNode(_) => self.other(Identity::RemoteNode, blocks, Tenancy::Shared),
-                Owner::Contested => self.other(Identity::UnknownPod, blocks, Tenancy::Unknown),
-            };
-            peers.insert(address, peer);
+    /// A pod's or node's address. Its blocks are those of the prefix that would hold it.
+    pub fn peer(
+        &mut self,
+        address: IpAddr,
+        owner: Owner<'a>,
+        prefixes: &BTreeMap<IpNetwork, PeerInfo>,
+    ) -> PeerInfo {
+        let around = self.classes.prefixes.around(address).and_then(|prefix| prefixes.get(&prefix));
+        let blocks = around.map(|peer| Arc::clone(&peer.blocks)).unwrap_or_default();
+        match owner {
+            Owner::Pod(pod) => PeerInfo {
+                identity: self.identity(pod),
+                blocks: self.classes.block_sets.intern(BlockSet {
+                    pod: true,
+                    blocks: blocks.blocks.clone(),
+                    ports: named(&pod.ports, &self.scope.block_port_names),
+                }),
+                tenant: self.tenant(pod).map_or(Tenancy::Shared, Tenancy::Tenant),
+            },
+            Owner::ThisNode => self.other(Identity::Host, blocks, Tenancy::Shared),
+            Owner::OtherNode(_) => self.other(Identity::RemoteNode, blocks, Tenancy::Shared),
+            Owner::Contested => self.other(Identity::UnknownPod, blocks, Tenancy::Unknown),
         }
-        peers
     }
 
     pub fn tenant(&mut self, pod: &'a Pod) -> Option<String> {
@@ -146,7 +160,7 @@ impl<'a> Classifier<'a> {
     }
 
     fn other(&mut self, identity: Identity, blocks: Arc<BlockSet>, tenant: Tenancy) -> PeerInfo {
-        PeerInfo { identity: self.identities.intern(identity), blocks, tenant }
+        PeerInfo { identity: self.classes.identities.intern(identity), blocks, tenant }
     }
 
     fn namespace(&mut self, name: &'a str) -> &NamespaceClass {
@@ -160,55 +174,6 @@ impl<'a> Classifier<'a> {
             }
         })
     }
-}
-
-/// Prefix lengths in use, longest first, per family: a longest-prefix search over an ordinary map.
-pub(super) struct Lengths {
-    v4: Vec<u8>,
-    v6: Vec<u8>,
-}
-
-impl Lengths {
-    pub fn of<'n>(networks: impl Iterator<Item = &'n IpNetwork>) -> Self {
-        let (mut v4, mut v6) = (BTreeSet::new(), BTreeSet::new());
-        for network in networks {
-            if network.is_ipv4() {
-                v4.insert(network.prefix())
-            } else {
-                v6.insert(network.prefix())
-            };
-        }
-        Self { v4: v4.into_iter().rev().collect(), v6: v6.into_iter().rev().collect() }
-    }
-
-    /// Prefixes of `address`, of the lengths in use up to `longest`, longest first.
-    pub fn covering(&self, address: IpAddr, longest: u8) -> impl Iterator<Item = IpNetwork> {
-        let lengths = if address.is_ipv4() { &self.v4 } else { &self.v6 };
-        lengths
-            .iter()
-            .filter(move |length| **length <= longest)
-            .map(move |length| truncated(address, *length))
-    }
-}
-
-pub(super) fn full_length(address: IpAddr) -> u8 {
-    if address.is_ipv4() { 32 } else { 128 }
-}
-
-/// The network of `length` bits around `address`.
-pub(super) fn truncated(address: IpAddr, length: u8) -> IpNetwork {
-    let network = IpNetwork::new(address, length).expect("the length is one of this family's");
-    masked(network)
-}
-
-fn masked(network: IpNetwork) -> IpNetwork {
-    IpNetwork::new(network.network(), network.prefix()).expect("the length comes from a network")
-}
-
-fn everything() -> [IpNetwork; 2] {
-    let v4 = Ipv4Network::new(std::net::Ipv4Addr::UNSPECIFIED, 0).expect("length 0");
-    let v6 = Ipv6Network::new(std::net::Ipv6Addr::UNSPECIFIED, 0).expect("length 0");
-    [v4.into(), v6.into()]
 }
 
 fn project(labels: &Labels, keys: &BTreeSet<String>) -> Labels {

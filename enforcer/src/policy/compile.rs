@@ -1,13 +1,13 @@
 //! From the index to everything the kernel of one node must hold.
 
 use std::{
-    collections::{BTreeMap, BTreeSet, HashMap},
+    collections::{BTreeSet, HashMap},
     sync::Arc,
 };
 
 use super::{
     Settings,
-    classify::{Classifier, Interner},
+    classify::{Classes, Classifier, Interner},
     model::{Compiled, DirectionRules, EndpointPolicy, PolicyRules, RuleSet, Scope},
 };
 use crate::cluster::{
@@ -17,55 +17,77 @@ use crate::cluster::{
 
 /// What this node must hold. `scope` is that of [`super::scope()`], or any wider one: a wider scope makes
 /// finer classes and no other verdict.
+///
+/// From scratch: the reference for [`super::Compiler`], which comes to the same result change by change.
 pub fn compile(index: &Index, settings: &Settings, scope: &Scope) -> Compiled {
-    let mut classifier = Classifier::new(index, settings, scope);
-    let mut rules = RuleSets { settings, interner: Interner::default(), policies: HashMap::new() };
-    let prefixes = classifier.prefixes();
-    let peers = classifier.peers(&prefixes);
-    let mut endpoints = BTreeMap::new();
-    for pod in index.pods().filter(|pod| index.is_endpoint(pod)) {
-        let identity = classifier.identity(pod);
-        let tenant = classifier.tenant(pod);
-        let policies: Vec<_> = index.policies_selecting(pod).collect();
-        let rules = rules.of(pod, &policies, |rules| {
-            rules.tenant.clone_from(&tenant);
-            rules.door = classifier.door(pod);
-        });
-        endpoints.insert(pod.key.clone(), EndpointPolicy { rules, identity, tenant });
+    let mut classes = Classes::new(index, scope);
+    let networks: Vec<_> = classes.prefixes.iter().collect();
+    let mut classifier = Classifier::new(index, settings, scope, &mut classes);
+    let mut rule_sets = RuleSets::default();
+    let mut compiled = Compiled::default();
+    for prefix in networks {
+        compiled.prefixes.extend(classifier.prefix(prefix).map(|info| (prefix, info)));
     }
-    Compiled { peers, prefixes, endpoints }
+    for (address, owner) in index.owned_addresses() {
+        compiled.peers.insert(address, classifier.peer(address, owner, &compiled.prefixes));
+    }
+    for pod in index.pods().filter(|pod| index.is_endpoint(pod)) {
+        let policy = rule_sets.endpoint(index, settings, &mut classifier, pod);
+        compiled.endpoints.insert(pod.key.clone(), policy);
+    }
+    compiled
 }
 
 /// Makes each rule set, and each policy's part in it, once.
-struct RuleSets<'a> {
-    settings: &'a Settings,
+#[derive(Debug, Default)]
+pub(super) struct RuleSets {
     interner: Interner<RuleSet>,
-    policies: HashMap<&'a Key, Parts>,
+    policies: HashMap<Key, Parts>,
 }
 
 /// A policy's two directions, each if the policy isolates in it.
-#[derive(Clone)]
+#[derive(Clone, Debug)]
 struct Parts {
     ingress: Option<Arc<PolicyRules>>,
     egress: Option<Arc<PolicyRules>>,
 }
 
-impl<'a> RuleSets<'a> {
-    fn of(
+impl RuleSets {
+    /// What decides for a pod of this node.
+    pub fn endpoint<'a>(
         &mut self,
-        pod: &Pod,
-        policies: &[&'a NetworkPolicy],
-        set_tenant: impl FnOnce(&mut RuleSet),
-    ) -> Arc<RuleSet> {
-        let mut rules = RuleSet { local_node_egress: self.settings.local_node_egress, ..RuleSet::default() };
-        for policy in policies {
-            let parts = self.policies.entry(&policy.key).or_insert_with(|| Parts::of(policy));
+        index: &'a Index,
+        settings: &Settings,
+        classifier: &mut Classifier<'a>,
+        pod: &'a Pod,
+    ) -> EndpointPolicy {
+        let tenant = classifier.tenant(pod);
+        let mut rules = RuleSet {
+            local_node_egress: settings.local_node_egress,
+            tenant: tenant.clone(),
+            door: classifier.door(pod),
+            ..RuleSet::default()
+        };
+        for policy in index.policies_selecting(pod) {
+            let parts = self.parts(policy);
             rules.ingress.policies.extend(parts.ingress.clone());
             rules.egress.policies.extend(parts.egress.clone());
         }
         rules.ports = referred_ports(&pod.ports, &rules.ingress);
-        set_tenant(&mut rules);
-        self.interner.intern(rules)
+        EndpointPolicy { rules: self.interner.intern(rules), identity: classifier.identity(pod), tenant }
+    }
+
+    /// The policy is another from now on, or none.
+    pub fn forget(&mut self, policy: &Key) {
+        self.policies.remove(policy);
+    }
+
+    pub fn sweep(&mut self) {
+        self.interner.sweep();
+    }
+
+    fn parts(&mut self, policy: &NetworkPolicy) -> &Parts {
+        self.policies.entry(policy.key.clone()).or_insert_with(|| Parts::of(policy))
     }
 }
 

@@ -3,11 +3,11 @@
 use std::{net::IpAddr, sync::Arc};
 
 use super::{
-    classify::{full_length, truncated},
     model::{
         BlockSet, Compiled, Direction, EndpointPolicy, Entries, EntryKey, Grant, PeerInfo, PortMatch,
         RulePeer, Tenancy,
     },
+    prefixes::{full_length, truncated},
 };
 
 /// The verdict at one end that is a local pod, for a new connection.

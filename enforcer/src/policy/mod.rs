@@ -2,15 +2,18 @@
 //!
 //! ```text
 //! index ─ scope ─▶ Scope ─ compile ─▶ Compiled ─ RuleSet::entries ─▶ Entries ─ lookup ─▶ verdict
+//! index ─ touched ─▶ Compiler ─▶ Delta of the same Compiled        (the agent: change by change)
 //! ```
 //! No I/O and no clock: the agent, `bulkhead simulate` and the tests run the same code.
 mod classify;
 pub mod compile;
+pub mod compiler;
 mod entries;
 pub mod evaluate;
 pub mod lookup;
 pub mod model;
 mod ports;
+mod prefixes;
 pub mod probe;
 pub mod scope;
 pub mod tenant;
@@ -19,6 +22,7 @@ pub mod testkit;
 mod tests;
 
 pub use compile::compile;
+pub use compiler::{Compiler, Delta};
 pub use evaluate::Simulator;
 pub use probe::{Answer, Probe, ProbeError};
 pub use scope::scope;

@@ -122,7 +122,7 @@ impl Random {
         (0..self.below(most + 1)).map(|_| item(self)).collect()
     }
 
-    fn nodes(&mut self) -> Vec<Object> {
+    pub fn nodes(&mut self) -> Vec<Object> {
         let node = |i: usize, cidrs: bool| {
             let cidrs =
                 if cidrs { vec![format!("10.244.{i}.0/24"), format!("fd00:244:{i}::/64")] } else { vec![] };
@@ -136,7 +136,7 @@ impl Random {
         vec![node(1, true), node(2, second)]
     }
 
-    fn namespaces(&mut self) -> Vec<Object> {
+    pub fn namespaces(&mut self) -> Vec<Object> {
         let mut namespaces = Vec::new();
         for name in NAMESPACES {
             if self.chance(15) {

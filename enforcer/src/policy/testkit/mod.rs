@@ -3,6 +3,7 @@
 //! Everything is a pure function of a seed: a failing case is repeated by its number. A part of the library rather
 //! than a feature of it: a second set of features would build the eBPF programs a second time.
 
+pub mod edits;
 pub mod generate;
 pub mod naive;
 

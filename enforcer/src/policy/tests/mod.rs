@@ -1,4 +1,5 @@
 //! The compiler against semantics.md line by line, against a second evaluator, and against itself.
+mod incremental;
 mod properties;
 mod semantics;
 mod shape;

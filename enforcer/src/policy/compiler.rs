@@ -1,0 +1,245 @@
+//! [`compile`](super::compile()) change by change: work in proportion to what a change touches.
+//!
+//! ```text
+//! Touched ─ advance ─▶ Delta   in the old and the new policies' scope
+//!           settle  ─▶ Delta   in the scope of the policies in force
+//! ```
+//! Between the two, [`Compiler::compiled`] equals a compile in the union of the scopes; after them, one in
+//! the index' own scope. A key that comes into scope or goes out of it looks at every pod once, for that key only.
+
+use std::{
+    collections::{BTreeMap, BTreeSet, HashMap},
+    net::IpAddr,
+    sync::Arc,
+};
+
+use ipnetwork::IpNetwork;
+
+use super::{
+    Settings,
+    classify::{Classes, Classifier},
+    compile::RuleSets,
+    model::{Compiled, Scope},
+    prefixes::bounds,
+    scope::Mentions,
+};
+use crate::cluster::{
+    Index, Touched,
+    object::{IpBlock, Key, Labels, NetworkPolicy, Pod},
+};
+
+/// The last result, and what it takes to bring it up to date.
+#[derive(Debug)]
+pub struct Compiler {
+    settings: Settings,
+    /// How fine the classes of `compiled` are.
+    scope: Scope,
+    mentions: Mentions,
+    /// As compiled: an edit must know what it replaces.
+    policies: HashMap<Key, Arc<NetworkPolicy>>,
+    pod_networks: BTreeSet<IpNetwork>,
+    classes: Classes,
+    rule_sets: RuleSets,
+    compiled: Compiled,
+}
+
+/// What is not as it was: keys of [`Compiled`], and mentions of [`Scope`].
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Delta {
+    pub peers: BTreeSet<IpAddr>,
+    pub prefixes: BTreeSet<IpNetwork>,
+    pub endpoints: BTreeSet<Key>,
+    /// In scope now.
+    pub entered: Scope,
+    /// Not any more.
+    pub left: Scope,
+}
+
+impl Compiler {
+    /// Knows nothing yet: the first [`Compiler::advance`] must be told of everything.
+    pub fn new(settings: Settings) -> Self {
+        let classes = Classes::default();
+        let mut compiler = Self {
+            settings,
+            scope: Scope::default(),
+            mentions: Mentions::default(),
+            policies: HashMap::new(),
+            pod_networks: BTreeSet::new(),
+            classes,
+            rule_sets: RuleSets::default(),
+            compiled: Compiled::default(),
+        };
+        let everything = Work { prefixes: compiler.classes.prefixes.iter().collect(), ..Work::default() };
+        compiler.carry_out(&Index::default(), everything, &mut Delta::default());
+        compiler
+    }
+
+    pub fn settings(&self) -> &Settings {
+        &self.settings
+    }
+
+    pub fn compiled(&self) -> &Compiled {
+        &self.compiled
+    }
+
+    pub fn scope(&self) -> &Scope {
+        &self.scope
+    }
+
+    /// Takes in what changed in the index; what policies mentioned before, and `also`, stays in scope.
+    pub fn advance(&mut self, index: &Index, touched: &Touched, also: &Scope) -> Delta {
+        let mut work = Work::default();
+        let mut delta = Delta { entered: also.minus(&self.scope), ..Delta::default() };
+        self.mentions.keep(also);
+        self.scope.extend(&delta.entered);
+        for key in &touched.policies {
+            self.replace_policy(index, key, &mut work, &mut delta.entered);
+        }
+        for block in &delta.entered.blocks {
+            self.classes.prefixes.add(block);
+        }
+        self.spread(&delta.entered, index, &mut work);
+        if touched.pod_networks {
+            self.replace_pod_networks(index, &mut work);
+        }
+        for namespace in &touched.namespaces {
+            index.pods_in(namespace).for_each(|pod| work.pod(index, pod));
+        }
+        work.addresses.extend(&touched.addresses);
+        work.endpoints.extend(touched.pods.iter().cloned());
+        self.carry_out(index, work, &mut delta);
+        delta
+    }
+
+    /// Drops from the scope what no policy mentions any more.
+    pub fn settle(&mut self, index: &Index) -> Delta {
+        let mut work = Work::default();
+        let mut delta = Delta { left: self.mentions.take_idle(), ..Delta::default() };
+        if !delta.left.is_empty() {
+            self.scope.remove(&delta.left);
+            self.spread(&delta.left, index, &mut work); // before its prefixes go
+            for block in &delta.left.blocks {
+                self.classes.prefixes.remove(block);
+            }
+            self.carry_out(index, work, &mut delta);
+        }
+        self.classes.sweep();
+        self.rule_sets.sweep();
+        delta
+    }
+
+    fn replace_policy(&mut self, index: &Index, key: &Key, work: &mut Work, entered: &mut Scope) {
+        let new = index.shared_policy(key).cloned();
+        let old = match &new {
+            Some(new) => self.policies.insert(key.clone(), Arc::clone(new)),
+            None => self.policies.remove(key),
+        };
+        if let Some(new) = &new {
+            let mentioned = Scope::of(new);
+            let fresh = mentioned.minus(&self.scope);
+            self.scope.extend(&fresh);
+            entered.extend(&fresh);
+            self.mentions.add(&mentioned);
+        }
+        if let Some(old) = &old {
+            self.mentions.remove(&Scope::of(old));
+        }
+        self.rule_sets.forget(key);
+        let selects = |pod: &Pod| [&old, &new].into_iter().flatten().any(|p| p.subjects.matches(&pod.labels));
+        let here = self.compiled.endpoints.range(Key::new(key.namespace.as_str(), "")..);
+        let here = here.map(|(pod, _)| pod).take_while(|pod| pod.namespace == key.namespace);
+        work.endpoints.extend(here.filter(|pod| index.pod(pod).is_some_and(selects)).cloned());
+    }
+
+    fn replace_pod_networks(&mut self, index: &Index, work: &mut Work) {
+        let networks = index.pod_networks();
+        for network in networks.symmetric_difference(&self.pod_networks) {
+            let is_one = networks.contains(network);
+            work.prefixes.insert(super::prefixes::masked(*network));
+            work.prefixes.extend(self.classes.prefixes.within(*network));
+            self.classes.prefixes.set_pod_network(*network, is_one);
+        }
+        self.pod_networks = networks;
+    }
+
+    /// Whoever the mentions can tell apart, or no longer can.
+    fn spread(&self, mentions: &Scope, index: &Index, work: &mut Work) {
+        for IpBlock { cidr, .. } in &mentions.blocks {
+            let (first, last) = bounds(*cidr);
+            work.addresses.extend(self.compiled.peers.range(first..=last).map(|(address, _)| *address));
+            work.prefixes.extend(self.classes.prefixes.within(*cidr));
+        }
+        let has = |labels: &Labels, keys: &BTreeSet<String>| keys.iter().any(|key| labels.contains_key(key));
+        if !mentions.namespace_label_keys.is_empty() {
+            for name in index.inhabited_namespaces() {
+                if has(&index.namespace(name).labels, &mentions.namespace_label_keys) {
+                    index.pods_in(name).for_each(|pod| work.pod(index, pod));
+                }
+            }
+        }
+        let Scope { label_keys, port_names, block_port_names, .. } = mentions;
+        if label_keys.is_empty() && port_names.is_empty() && block_port_names.is_empty() {
+            return;
+        }
+        for pod in index.pods() {
+            let by_port = |port: &str| port_names.contains(port) || block_port_names.contains(port);
+            if has(&pod.labels, label_keys) || pod.ports.iter().any(|port| by_port(&port.name)) {
+                work.pod(index, pod);
+            }
+        }
+    }
+
+    /// Prefixes first: an address has its blocks from them.
+    fn carry_out(&mut self, index: &Index, work: Work, delta: &mut Delta) {
+        let Self { settings, scope, classes, rule_sets, compiled, .. } = self;
+        let mut classifier = Classifier::new(index, settings, scope, classes);
+        for prefix in work.prefixes {
+            if replace(&mut compiled.prefixes, prefix, classifier.prefix(prefix)) {
+                delta.prefixes.insert(prefix);
+            }
+        }
+        for address in work.addresses {
+            let owner = index.owner(address);
+            let peer = owner.map(|owner| classifier.peer(address, owner, &compiled.prefixes));
+            if replace(&mut compiled.peers, address, peer) {
+                delta.peers.insert(address);
+            }
+        }
+        for key in work.endpoints {
+            let pod = index.pod(&key).filter(|pod| index.is_endpoint(pod));
+            let policy = pod.map(|pod| rule_sets.endpoint(index, settings, &mut classifier, pod));
+            if replace(&mut compiled.endpoints, key.clone(), policy) {
+                delta.endpoints.insert(key);
+            }
+        }
+    }
+}
+
+/// What has to be looked at again.
+#[derive(Debug, Default)]
+struct Work {
+    addresses: BTreeSet<IpAddr>,
+    prefixes: BTreeSet<IpNetwork>,
+    endpoints: BTreeSet<Key>,
+}
+
+impl Work {
+    fn pod(&mut self, index: &Index, pod: &Pod) {
+        self.addresses.extend(index.addresses(pod));
+        if index.is_endpoint(pod) {
+            self.endpoints.insert(pod.key.clone());
+        }
+    }
+}
+
+/// Whether anything changed. Equal classes are one allocation, so that comparing them is cheap.
+fn replace<K: Ord, V: PartialEq>(map: &mut BTreeMap<K, V>, key: K, value: Option<V>) -> bool {
+    match value {
+        Some(value) if map.get(&key) == Some(&value) => false,
+        Some(value) => {
+            map.insert(key, value);
+            true
+        }
+        None => map.remove(&key).is_some(),
+    }
+}

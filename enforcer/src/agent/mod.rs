@@ -68,7 +68,7 @@ pub async fn run(settings: Settings) -> anyhow::Result<()> {
     let (names, names_seen) = watch::channel(Arc::new(Names::default()));
     let (updates_in, mut updates) = mpsc::channel(16);
     let watcher = Watcher::start(&settings.manifests, updates_in)?;
-    let (mut node, mut ebpf) = Node::open(&settings, Publisher { names, watcher })?;
+    let (mut node, mut ebpf) = Node::open(&settings, Publisher::new(names, watcher))?;
     let ring = crate::datapath::kernel::take_ring(&mut ebpf)?;
     drop(ebpf); // maps and programs live on: pinned, and held by `node`
 

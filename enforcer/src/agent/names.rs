@@ -7,10 +7,10 @@ use tokio::sync::watch;
 use super::node::Node;
 use crate::{
     cluster::{
-        Owner,
-        object::{Key, Kind, ObjectRef, Pod},
+        Owner, Touched,
+        object::{Key, Kind, NetworkPolicy, ObjectRef, Pod},
     },
-    datapath::Image,
+    datapath::Plan,
     flow::{
         clock,
         names::{LocalPod, Names, Party, Place, PolicyInfo, Tables, Who},
@@ -21,28 +21,115 @@ use crate::{
 
 /// Where the flow task gets its names, and where policies were written.
 pub struct Publisher {
-    pub names: watch::Sender<Arc<Names>>,
-    pub watcher: Watcher,
+    names: watch::Sender<Arc<Names>>,
+    watcher: Watcher,
+    /// Grants below this number have been told; `None`: what the last snapshot lacks is not known.
+    told: Option<u32>,
+    /// Manifests have changed since policies' places were last looked at.
+    moved: bool,
+}
+
+impl Publisher {
+    pub fn new(names: watch::Sender<Arc<Names>>, watcher: Watcher) -> Self {
+        Self { names, watcher, told: None, moved: false }
+    }
+
+    /// Changes have been missed: the next snapshot is made from everything.
+    pub fn forget(&mut self) {
+        self.told = None;
+    }
+
+    /// Manifests have changed, so a policy may stand at another line though it says the same.
+    pub fn look_again(&mut self) {
+        self.moved = true;
+    }
+
+    fn info(&self, policy: &NetworkPolicy) -> Arc<PolicyInfo> {
+        let reference = ObjectRef { kind: Kind::NetworkPolicy, key: policy.key.clone() };
+        let place = self.watcher.origin(&reference);
+        let place = place.map(|o| Place { file: o.file.display().to_string(), line: o.line });
+        Arc::new(PolicyInfo { labels: policy.labels.clone(), place })
+    }
 }
 
 impl Node {
-    /// Hands the flow log the names of all that `image` holds. What the last snapshot held besides stays
-    /// known for a while.
-    pub(super) fn publish_names(&self, image: &Image) {
-        let next = self.names.names.borrow().next(self.tables_of_names(image), clock::monotonic());
+    /// Hands the flow log the names of all that will hold when `plan` is carried out. What the last snapshot
+    /// held besides stays known for a while.
+    pub(super) fn publish_names(&mut self, touched: &Touched, plan: &Plan) {
+        let now = clock::monotonic();
+        let last = Arc::clone(&self.names.names.borrow());
+        let next = match self.names.told {
+            None => last.next(self.tables_of_names(plan), now),
+            Some(told) => self.edited_names(Names::clone(&last), touched, plan, told, now),
+        };
         self.names.names.send_replace(Arc::new(next));
+        self.names.told = Some(self.tables.numbers().grants.next());
     }
 
-    fn tables_of_names(&self, image: &Image) -> Tables {
+    /// Now and then: forgets what has been gone for long, and looks where policies stand now.
+    pub(super) fn tend_names(&mut self) {
+        let now = clock::monotonic();
+        let mut next = Names::clone(&self.names.names.borrow());
+        let mut changed = next.forget(now);
+        if std::mem::take(&mut self.names.moved) && self.names.told.is_some() {
+            for policy in self.index.policies() {
+                changed |= next.policies.set(policy.key.clone(), self.names.info(policy), now);
+            }
+        }
+        if changed {
+            self.names.names.send_replace(Arc::new(next));
+        }
+    }
+
+    fn edited_names(&self, mut names: Names, touched: &Touched, plan: &Plan, told: u32, now: u64) -> Names {
+        for address in touched.addresses.iter().chain(plan.peers.keys()) {
+            match self.index.owner(*address) {
+                Some(owner) => {
+                    let party = self.party(*address, owner, plan);
+                    names.parties.set(*address, Arc::new(party), now);
+                }
+                None => names.parties.remove(address, now),
+            }
+        }
+        for key in &touched.policies {
+            match self.index.policy(key) {
+                Some(policy) => _ = names.policies.set(key.clone(), self.names.info(policy), now),
+                None => names.policies.remove(key, now),
+            }
+        }
         let numbers = self.tables.numbers();
-        let parties: BTreeMap<IpAddr, Arc<Party>> = self
-            .index
-            .owned_addresses()
-            .map(|(address, owner)| (address, Arc::new(self.party(address, owner, image))))
-            .collect();
-        let endpoints = self.endpoints.iter().filter_map(|endpoint| {
+        for (number, grant) in numbers.grants.since(told) {
+            names.grants.set(number, Arc::clone(grant), now);
+        }
+        names.endpoints.become_all(self.local_pods(plan), now);
+        names
+            .rule_sets
+            .become_all(numbers.rule_sets.iter().map(|(n, rules)| (n, Arc::clone(rules))).collect(), now);
+        if touched.pod_networks {
+            names.pod_networks = self.index.pod_networks().into_iter().collect();
+        }
+        names
+    }
+
+    fn tables_of_names(&self, plan: &Plan) -> Tables {
+        let numbers = self.tables.numbers();
+        let parties =
+            self.index.owned_addresses().map(|(address, owner)| (address, self.party(address, owner, plan)));
+        Tables {
+            parties: parties.map(|(address, party)| (address, Arc::new(party))).collect(),
+            endpoints: self.local_pods(plan),
+            grants: numbers.grants.iter().map(|(number, grant)| (number, Arc::clone(grant))).collect(),
+            rule_sets: numbers.rule_sets.iter().map(|(number, rules)| (number, Arc::clone(rules))).collect(),
+            policies: self.index.policies().map(|p| (p.key.clone(), self.names.info(p))).collect(),
+            pod_networks: self.index.pod_networks().into_iter().collect(),
+        }
+    }
+
+    /// All of this node's: few, whatever the size of the cluster.
+    fn local_pods(&self, plan: &Plan) -> BTreeMap<u32, Arc<LocalPod>> {
+        let local = self.endpoints.iter().filter_map(|endpoint| {
             let pod = endpoint.pod().and_then(|key| self.index.pod(&key))?;
-            let record = image.endpoints.get(&endpoint.sandbox.host_ifindex)?;
+            let record = plan.endpoints.get(&endpoint.sandbox.host_ifindex)?;
             let party = Party {
                 who: who(pod, endpoint.id),
                 identity: record.identity,
@@ -57,28 +144,13 @@ impl Node {
             };
             Some((endpoint.id, Arc::new(local)))
         });
-        let policies = self.index.policies().map(|policy| {
-            let reference = ObjectRef { kind: Kind::NetworkPolicy, key: policy.key.clone() };
-            let place = self
-                .names
-                .watcher
-                .origin(&reference)
-                .map(|o| Place { file: o.file.display().to_string(), line: o.line });
-            (policy.key.clone(), Arc::new(PolicyInfo { labels: policy.labels.clone(), place }))
-        });
-        Tables {
-            parties,
-            endpoints: endpoints.collect(),
-            grants: numbers.grants.iter().map(|(grant, number)| (number, Arc::new(grant.clone()))).collect(),
-            rule_sets: numbers.rule_sets.iter().map(|(rules, number)| (number, Arc::clone(rules))).collect(),
-            policies: policies.collect(),
-            pod_networks: self.index.pod_networks().into_iter().collect(),
-        }
+        local.collect()
     }
 
-    fn party(&self, address: IpAddr, owner: Owner<'_>, image: &Image) -> Party {
-        let identity = image.peers.get(&address).map_or(0, |peer| peer.identity);
-        let tenant = self.compiled.peers.get(&address).and_then(|info| match &info.tenant {
+    fn party(&self, address: IpAddr, owner: Owner<'_>, plan: &Plan) -> Party {
+        let held = || self.tables.actual().peers.get(&address).copied();
+        let identity = plan.peers.get(&address).copied().unwrap_or_else(held).map_or(0, |peer| peer.identity);
+        let tenant = self.compiler.compiled().peers.get(&address).and_then(|info| match &info.tenant {
             Tenancy::Tenant(tenant) => Some(tenant.clone()),
             Tenancy::Shared | Tenancy::Unknown => None,
         });
@@ -92,11 +164,14 @@ impl Node {
     }
 
     fn tenant_of(&self, pod: &Key) -> Option<String> {
-        self.compiled.endpoints.get(pod).and_then(|policy| policy.tenant.clone())
+        self.compiler.compiled().endpoints.get(pod).and_then(|policy| policy.tenant.clone())
     }
 
     /// Number of the pod's endpoint; 0: not on this node.
     fn endpoint_of(&self, pod: &Key) -> u32 {
+        if !self.compiler.compiled().endpoints.contains_key(pod) {
+            return 0;
+        }
         self.endpoints.iter().find(|e| e.pod().as_ref() == Some(pod)).map_or(0, |e| e.id)
     }
 }

@@ -19,7 +19,7 @@ use crate::{
         programs::{Capacity, Programs},
     },
     endpoint::{Endpoint, Endpoints, store::Store},
-    policy::{self, model::Compiled},
+    policy::{self, Compiler},
     source::{Change, Problem, Update},
 };
 
@@ -36,8 +36,7 @@ const PACKET_UNDER_WAY: Duration = Duration::from_millis(20);
 
 pub struct Node {
     pub(super) index: Index,
-    pub(super) policy: policy::Settings,
-    pub(super) compiled: Compiled,
+    pub(super) compiler: Compiler,
     pub(super) endpoints: Endpoints,
     pub(super) tables: Tables<Maps>,
     pub(super) programs: Programs,
@@ -100,8 +99,7 @@ impl Node {
         index.set_local_addresses(local::addresses()?);
         let mut node = Self {
             index,
-            policy: policy::Settings::from(&settings.policy),
-            compiled: Compiled::default(),
+            compiler: Compiler::new(policy::Settings::from(&settings.policy)),
             endpoints: Endpoints::default(),
             tables,
             programs,
@@ -184,6 +182,7 @@ impl Node {
         }
         self.source =
             SourceState { synced: update.synced, problems: update.problems, ignored: update.ignored };
+        self.names.look_again();
         self.enforce();
     }
 
@@ -216,13 +215,12 @@ impl Node {
             .map(|local| (local.ifindex, local))
             .chain(self.orphans.clone())
             .collect();
-        let scope = policy::scope(&self.index, &self.policy);
-        let compile = |scope: &_| policy::compile(&self.index, &self.policy, scope);
         self.health.updates += 1;
-        let mut plan = self.tables.plan(compile, scope, &locals)?;
-        self.compiled = std::mem::take(&mut plan.compiled);
+        let touched = self.index.take_touched();
+        let planned = self.tables.plan(&mut self.compiler, &self.index, &touched, &locals);
+        let plan = planned.inspect_err(|_| self.names.forget())?;
         // Names first: no event may come from a number that the flow log cannot resolve.
-        self.publish_names(&plan.target);
+        self.publish_names(&touched, &plan);
         self.tables.carry_out(plan)
     }
 
@@ -392,6 +390,7 @@ impl Node {
             }
         }
         self.orphans.retain(|ifindex, _| local::exists(*ifindex));
+        self.tend_names();
         self.repair();
         self.sweep_links();
     }

@@ -219,7 +219,7 @@ impl Status {
 impl Endpoint {
     fn of(node: &Node, endpoint: &crate::endpoint::Endpoint) -> Self {
         let pod = endpoint.pod();
-        let compiled = pod.as_ref().and_then(|pod| node.compiled.endpoints.get(pod));
+        let compiled = pod.as_ref().and_then(|pod| node.compiler.compiled().endpoints.get(pod));
         let record = node.tables.actual().endpoints.get(&endpoint.sandbox.host_ifindex);
         let word = record.map(|record| record.policy).unwrap_or_default();
         let names = |rules: &DirectionRules| rules.policies.iter().map(|p| p.policy.to_string()).collect();

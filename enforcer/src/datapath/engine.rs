@@ -23,7 +23,7 @@ use crate::policy::{
     Answer, Probe, ProbeError, Simulator,
     evaluate::{self, Flow},
     lookup::Decision,
-    model::{Compiled, Direction, Grant, Scope},
+    model::{Compiled, Direction, Grant},
     probe::{Side, Verdict},
 };
 
@@ -136,9 +136,7 @@ impl NodeKernel {
             };
             (*ifindex, local)
         });
-        // The compiled policy is all there is: one scope, one state.
-        let compile = |_: &_| Compiled::clone(&compiled);
-        let plan = self.tables.plan(compile, Scope::default(), &locals.collect())?;
+        let plan = self.tables.plan_whole(&compiled, &locals.collect())?;
         self.tables.carry_out(plan)?;
         self.tables.tidy()?;
         self.compiled = compiled;
@@ -186,7 +184,10 @@ impl NodeKernel {
                 .entries()
                 .find_map(|(key, conn)| own_rule(&key.addresses.map(IpAddr::from), &conn, own))
         });
-        rule.and_then(|rule| self.tables.numbers().grants.value(rule)).cloned().into_iter().collect()
+        rule.and_then(|rule| self.tables.numbers().grants.value(rule))
+            .map(|grant| Grant::clone(grant))
+            .into_iter()
+            .collect()
     }
 
     fn denied(&self, pod: &Key, other: IpAddr, direction: Direction, (protocol, port): (u8, u16)) -> String {

@@ -48,31 +48,25 @@ impl Image {
         }
     }
 
-    /// Rules of `desired` that are not there yet. Nothing is removed: a rule is a fact about a rule set and
-    /// an identity, true for as long as both exist, so removal is tidying.
-    pub fn missing_rules(&self, desired: &BTreeMap<Rule, u32>) -> Vec<Op> {
-        let missing = desired.iter().filter(|(rule, grant)| self.rules.get(rule) != Some(grant));
-        missing.map(|(rule, grant)| Op::SetRule(*rule, *grant)).collect()
+    /// What the kernel holds for one rule set.
+    pub fn rules_of(&self, rule_set: u32) -> impl Iterator<Item = &Rule> {
+        let first = Rule { key: RuleKey { rule_set, ..RuleKey::default() }, bits: 0 };
+        self.rules.range(first..).map(|(rule, _)| rule).take_while(move |rule| rule.key.rule_set == rule_set)
     }
 
-    /// New and changed addresses first, then those that are gone; a more specific prefix before a wider one
-    /// changes, so that no address falls through to a prefix that does not speak for it.
-    pub fn moved_addresses(
-        &self,
-        peers: &BTreeMap<IpAddr, Peer>,
-        prefixes: &BTreeMap<IpNetwork, Peer>,
-    ) -> Vec<Op> {
-        let set_peers = peers
-            .iter()
-            .filter(|(address, peer)| self.peers.get(address) != Some(peer))
-            .map(|(address, peer)| Op::SetPeer(*address, *peer));
-        let mut set_prefixes: Vec<_> =
-            prefixes.iter().filter(|(prefix, peer)| self.prefixes.get(prefix) != Some(peer)).collect();
-        set_prefixes.sort_by_key(|(prefix, _)| std::cmp::Reverse(prefix.prefix()));
-        let set_prefixes = set_prefixes.into_iter().map(|(prefix, peer)| Op::SetPrefix(*prefix, *peer));
-        let gone_peers = self.peers.keys().filter(|a| !peers.contains_key(a)).map(|a| Op::RemovePeer(*a));
-        let gone_prefixes =
-            self.prefixes.keys().filter(|p| !prefixes.contains_key(p)).map(|p| Op::RemovePrefix(*p));
-        set_prefixes.chain(set_peers).chain(gone_peers).chain(gone_prefixes).collect()
+    /// And in it, for one peer.
+    pub fn rules_between(&self, rule_set: u32, peer: u32) -> impl Iterator<Item = &Rule> {
+        let first = Rule { key: RuleKey { rule_set, peer, ..RuleKey::default() }, bits: 0 };
+        let same = move |rule: &&Rule| (rule.key.rule_set, rule.key.peer) == (rule_set, peer);
+        self.rules.range(first..).map(|(rule, _)| rule).take_while(same)
+    }
+
+    /// Rule sets that have a rule; costs their number, not that of the rules.
+    pub fn rule_sets(&self) -> impl Iterator<Item = u32> {
+        let next = |from: u32| {
+            let first = Rule { key: RuleKey { rule_set: from, ..RuleKey::default() }, bits: 0 };
+            self.rules.range(first..).next().map(|(rule, _)| rule.key.rule_set)
+        };
+        std::iter::successors(next(0), move |last| next(last.checked_add(1)?))
     }
 }

@@ -4,7 +4,10 @@ use std::{collections::BTreeMap, net::IpAddr, path::Path};
 
 use aya::{
     Ebpf,
-    maps::{Array, HashMap, LpmTrie, MapData, MapError, PerCpuArray, RingBuf, lpm_trie::Key as LpmKey},
+    maps::{
+        Array, HashMap, IterableMap, LpmTrie, MapData, MapError, PerCpuArray, RingBuf,
+        lpm_trie::Key as LpmKey,
+    },
 };
 use bulkhead_ebpf::{
     abi::{
@@ -17,11 +20,14 @@ use ipnetwork::IpNetwork;
 use super::{
     DatapathError,
     image::{Image, Op, Rule},
+    sizes::Sizes,
 };
 
 /// The policy maps. Tests put a model in its place.
 pub trait Kernel {
     fn snapshot(&self) -> Result<Image, DatapathError>;
+    /// How many entries each map can hold.
+    fn capacity(&self) -> Result<Sizes, DatapathError>;
     fn apply(&mut self, op: &Op) -> Result<(), DatapathError>;
 }
 
@@ -148,6 +154,16 @@ impl Kernel for Maps {
         Ok(image)
     }
 
+    fn capacity(&self) -> Result<Sizes, DatapathError> {
+        Ok(Sizes {
+            peers_v4: max_entries(self.peers_v4.map())?,
+            peers_v6: max_entries(self.peers_v6.map())?,
+            prefixes_v4: max_entries(self.prefixes_v4.map())?,
+            prefixes_v6: max_entries(self.prefixes_v6.map())?,
+            rules: max_entries(self.rules.map())?,
+        })
+    }
+
     fn apply(&mut self, op: &Op) -> Result<(), DatapathError> {
         match op {
             Op::SetRule(Rule { key, bits }, grant) => self.rules.insert(&LpmKey::new(*bits, *key), grant, 0),
@@ -198,6 +214,11 @@ where
     pub fn remove(&mut self, key: &ConnKey<A>) -> Result<(), DatapathError> {
         absent_is_gone(self.0.remove(key)).map_err(DatapathError::from)
     }
+}
+
+/// As the kernel has it: a pinned map may be of another build.
+fn max_entries(map: &MapData) -> Result<usize, MapError> {
+    Ok(usize::try_from(map.info()?.max_entries()).expect("32 bits fit"))
 }
 
 fn absent_is_gone(result: Result<(), MapError>) -> Result<(), MapError> {

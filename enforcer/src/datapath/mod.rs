@@ -6,13 +6,18 @@
 pub mod engine;
 pub mod frame;
 mod image;
+mod journal;
 pub mod kernel;
 mod numbers;
+mod overlay;
 pub mod programs;
+mod sizes;
 pub mod sweep;
 #[cfg(test)]
 mod tests;
+mod tidy;
 mod transition;
+mod usage;
 
 use std::{
     collections::BTreeMap,
@@ -24,12 +29,25 @@ use aya::{EbpfError, maps::MapError, pin::PinError, programs::ProgramError};
 
 pub use self::{
     image::{Image, Op, Rule},
-    numbers::{Numbers, NumbersError},
-    transition::{Expanded, Local, Plan},
+    journal::NumbersError,
+    numbers::Numbers,
+    sizes::Sizes,
+    transition::{Local, Plan},
+};
+use self::{
+    journal::Journal,
+    kernel::Kernel,
+    numbers::Mark,
+    tidy::Idle,
+    transition::{Changed, Draft, Expanded, Held},
+    usage::Usage,
 };
 use crate::{
-    datapath::kernel::Kernel,
-    policy::model::{Compiled, Scope},
+    cluster::{Index, Touched},
+    policy::{
+        Compiler,
+        model::{Compiled, Scope},
+    },
 };
 
 #[derive(Debug, thiserror::Error)]
@@ -48,6 +66,9 @@ pub enum DatapathError {
     PinLink { path: PathBuf, source: PinError },
     #[error("cannot use {path} (is bpffs mounted there?)")]
     Pin { path: PathBuf, source: io::Error },
+    /// Nothing was written: what is in force stays (semantics 42).
+    #[error("map {map} is too small: {needed} entries needed, {capacity} possible")]
+    Full { map: &'static str, needed: usize, capacity: usize },
     #[error("the object has no map {0}")]
     NoSuchMap(&'static str),
     #[error("the object has no program {0}")]
@@ -59,12 +80,21 @@ pub enum DatapathError {
 /// The policy maps of one node, with what they mean.
 pub struct Tables<K> {
     kernel: K,
+    capacity: Sizes,
     /// Mirror of the kernel's maps: we are their only writer.
     actual: Image,
+    sizes: Sizes,
+    usage: Usage,
     numbers: Numbers,
-    expanded: Expanded,
     /// `None`: the numbers end with the process (simulate, benches).
-    numbers_file: Option<PathBuf>,
+    journal: Option<Journal>,
+    expanded: Expanded,
+    locals: BTreeMap<u32, Local>,
+    /// What the kernel holds may be anything, not only what the last plan said: at the start, and after a
+    /// plan that was not carried out whole.
+    unsure: bool,
+    /// How far numbers had been given when last tidied; `None`: nothing is known about what is stale.
+    tidied: Option<Mark>,
 }
 
 /// What an update wrote; a restart into an unchanged cluster writes nothing.
@@ -80,28 +110,87 @@ impl<K: Kernel> Tables<K> {
     /// Reads what the kernel holds and what its numbers mean.
     pub fn open(kernel: K, numbers_file: Option<&Path>) -> Result<Self, DatapathError> {
         let actual = kernel.snapshot()?;
-        let mut numbers = numbers_file.map(Numbers::load).transpose()?.unwrap_or_default();
+        let (journal, mut numbers) = match numbers_file.map(Journal::open).transpose()? {
+            Some((journal, numbers)) => (Some(journal), numbers),
+            None => (None, Numbers::default()),
+        };
         numbers.stay_above(&actual);
-        let numbers_file = numbers_file.map(Path::to_path_buf);
-        Ok(Self { kernel, actual, numbers, expanded: Expanded::new(), numbers_file })
+        Ok(Self {
+            capacity: kernel.capacity()?,
+            kernel,
+            sizes: Sizes::of(&actual),
+            usage: Usage::of(&actual),
+            actual,
+            numbers,
+            journal,
+            expanded: Expanded::new(),
+            locals: BTreeMap::new(),
+            unsure: true,
+            tidied: None,
+        })
     }
 
     fn save_numbers(&mut self) -> Result<(), DatapathError> {
-        match &self.numbers_file {
-            Some(path) => Ok(self.numbers.save_if_changed(path)?),
+        match &mut self.journal {
+            Some(journal) => Ok(journal.save(&mut self.numbers)?),
             None => Ok(()),
         }
     }
 
-    /// How to bring the kernel to what `compile` says of the cluster. Every number of the plan is on disk, and
-    /// none in the kernel, when this returns.
+    /// How to bring the kernel to what the cluster is now. `touched`: what changed since the last plan, at
+    /// first everything. Every number of the plan is on disk, and none in the kernel, when this returns; until
+    /// the plan is carried out, the next one starts from what the kernel holds then.
     pub fn plan(
         &mut self,
-        compile: impl Fn(&Scope) -> Compiled,
-        scope: Scope,
+        compiler: &mut Compiler,
+        index: &Index,
+        touched: &Touched,
         locals: &BTreeMap<u32, Local>,
     ) -> Result<Plan, DatapathError> {
-        let plan = transition::plan(&mut self.numbers, &self.actual, &self.expanded, compile, scope, locals);
+        let unsure = std::mem::replace(&mut self.unsure, true) || compiler.is_new();
+        // What is in the kernel may be projected onto more than the compiler's last result.
+        let also = if unsure { self.numbers.scope.clone() } else { Scope::default() };
+        let delta = compiler.advance(index, touched, &also);
+        self.numbers.enter(if unsure { compiler.scope() } else { &delta.entered });
+        let changed = |delta| if unsure { Changed::Everything } else { Changed::Only(delta) };
+
+        let mut draft =
+            Self::draft(&mut self.numbers, &self.actual, self.sizes, &self.expanded, &self.locals);
+        draft.change(compiler.compiled(), changed(&delta), locals);
+        let delta = compiler.settle(index);
+        if !delta.left.is_empty() {
+            draft.rescope(compiler.compiled(), changed(&delta), locals);
+        }
+        let plan = draft.finish(locals, delta.left);
+        self.checked(plan)
+    }
+
+    /// How to bring the kernel to a cluster that has nothing to do with what it holds now.
+    pub fn plan_whole(
+        &mut self,
+        compiled: &Compiled,
+        locals: &BTreeMap<u32, Local>,
+    ) -> Result<Plan, DatapathError> {
+        self.unsure = true;
+        let mut draft =
+            Self::draft(&mut self.numbers, &self.actual, self.sizes, &self.expanded, &self.locals);
+        draft.change(compiled, Changed::Everything, locals);
+        let plan = draft.finish(locals, Scope::default());
+        self.checked(plan)
+    }
+
+    fn draft<'a>(
+        numbers: &'a mut Numbers,
+        image: &'a Image,
+        sizes: Sizes,
+        expanded: &'a Expanded,
+        locals: &'a BTreeMap<u32, Local>,
+    ) -> Draft<'a> {
+        Draft::new(numbers, Held { image, sizes, expanded, locals })
+    }
+
+    fn checked(&mut self, plan: Plan) -> Result<Plan, DatapathError> {
+        plan.needed.fit(&self.capacity)?;
         self.save_numbers()?;
         Ok(plan)
     }
@@ -110,19 +199,27 @@ impl<K: Kernel> Tables<K> {
     /// new plan goes on from there.
     pub fn carry_out(&mut self, plan: Plan) -> Result<Written, DatapathError> {
         let written = self.write(&plan.ops).inspect_err(|_| self.expanded.clear())?;
-        self.expanded = plan.expanded;
-        self.numbers.set_scope(plan.scope);
+        self.expanded.extend(plan.expanded);
+        self.locals = plan.locals;
+        self.numbers.leave(&plan.left);
         self.save_numbers()?;
+        self.unsure = false;
         Ok(written)
     }
 
     /// Removes rules that nothing can reach any more, and forgets their numbers. To be called some time
     /// after the last update (a second is plenty): no packet may still be on its way to them.
     pub fn tidy(&mut self) -> Result<Written, DatapathError> {
-        let ops = transition::stale_rules(&self.actual, &mut self.expanded);
-        let written = self.write(&ops)?;
-        self.numbers.forget_unused(&self.actual);
+        let idle = match self.tidied.take() {
+            Some(mark) => Idle::since(mark, &mut self.usage, &self.numbers),
+            None => Idle::all(&mut self.usage, &self.numbers, &self.actual),
+        };
+        // Forgotten first: a number that came back into use could find a part of its rules gone.
+        idle.forget(&mut self.numbers);
+        idle.rule_sets.iter().for_each(|number| _ = self.expanded.remove(number));
         self.save_numbers()?;
+        let written = self.write(&idle.removals(&self.actual))?;
+        self.tidied = Some(self.numbers.mark());
         Ok(written)
     }
 
@@ -130,6 +227,8 @@ impl<K: Kernel> Tables<K> {
         let mut written = Written::default();
         for op in ops {
             self.kernel.apply(op)?;
+            self.usage.note(op, &self.actual);
+            self.sizes.note(op, &self.actual);
             self.actual.apply(*op);
             *match op {
                 Op::SetRule(..) | Op::RemoveRule(_) => &mut written.rules,
@@ -138,6 +237,11 @@ impl<K: Kernel> Tables<K> {
             } += 1;
         }
         Ok(written)
+    }
+
+    /// Entries in the maps, and what there is room for.
+    pub fn fill(&self) -> (Sizes, Sizes) {
+        (self.sizes, self.capacity)
     }
 
     pub fn actual(&self) -> &Image {

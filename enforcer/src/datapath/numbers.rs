@@ -1,14 +1,10 @@
-//! Numbers for what the compiler names symbolically, and the file that keeps them over a restart.
+//! Numbers for what the compiler names symbolically.
 //!
 //! A number never changes its meaning and is never given twice, so the pinned maps of an agent that died
-//! stay readable: the next agent compiles, finds the same numbers, and has nothing to write.
+//! stay readable: the next agent compiles, finds the same numbers in the [`Journal`](super::journal::Journal),
+//! and has nothing to write. Because numbers only grow, "what is new since" is a range.
 
-use std::{
-    collections::{BTreeMap, BTreeSet},
-    fs, io,
-    path::{Path, PathBuf},
-    sync::Arc,
-};
+use std::{borrow::Borrow, collections::BTreeMap, sync::Arc};
 
 use bulkhead_ebpf::abi;
 use serde::{Deserialize, Serialize};
@@ -20,16 +16,6 @@ use crate::policy::model::{BlockSet, Grant, Identity, RuleSet, Scope, Tenancy};
 /// costs no write.
 const AHEAD: u32 = 1 << 12;
 
-#[derive(Debug, thiserror::Error)]
-pub enum NumbersError {
-    #[error("cannot read {path}")]
-    Read { path: PathBuf, source: io::Error },
-    #[error("cannot write {path}")]
-    Write { path: PathBuf, source: io::Error },
-    #[error("{path} is not a table of numbers; remove it, and the pins beside it, to start afresh")]
-    Decode { path: PathBuf, source: serde_json::Error },
-}
-
 /// All numbers of one node.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Numbers {
@@ -37,14 +23,48 @@ pub struct Numbers {
     /// Untagged; [`Numbers::blocks`] adds [`abi::BLOCKS_TAG`].
     pub block_sets: Table<Arc<BlockSet>>,
     pub rule_sets: Table<Arc<RuleSet>>,
-    pub grants: Table<Grant>,
+    pub grants: Table<Arc<Grant>>,
     pub tenants: Table<String>,
     endpoints: Counter,
     /// What identities and block sets in the kernel are projected onto.
     pub scope: Scope,
     generations: Counter,
     #[serde(skip)]
-    changed: bool,
+    entered: Scope,
+    #[serde(skip)]
+    left: Scope,
+}
+
+/// What has changed since it was last asked for: one line of the journal.
+#[derive(Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub(super) struct Changes {
+    #[serde(skip_serializing_if = "TableChanges::is_empty")]
+    identities: TableChanges<Arc<Identity>>,
+    #[serde(skip_serializing_if = "TableChanges::is_empty")]
+    block_sets: TableChanges<Arc<BlockSet>>,
+    #[serde(skip_serializing_if = "TableChanges::is_empty")]
+    rule_sets: TableChanges<Arc<RuleSet>>,
+    #[serde(skip_serializing_if = "TableChanges::is_empty")]
+    grants: TableChanges<Arc<Grant>>,
+    #[serde(skip_serializing_if = "TableChanges::is_empty")]
+    tenants: TableChanges<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    endpoints: Option<u32>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    generations: Option<u32>,
+    #[serde(skip_serializing_if = "Scope::is_empty")]
+    entered: Scope,
+    #[serde(skip_serializing_if = "Scope::is_empty")]
+    left: Scope,
+}
+
+/// How far the numbers of peers had been given at some moment.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Mark {
+    pub identities: u32,
+    pub block_sets: u32,
+    pub rule_sets: u32,
 }
 
 impl Default for Numbers {
@@ -58,51 +78,13 @@ impl Default for Numbers {
             endpoints: Counter::default(),
             scope: Scope::default(),
             generations: Counter::default(),
-            changed: true,
+            entered: Scope::default(),
+            left: Scope::default(),
         }
     }
 }
 
 impl Numbers {
-    /// An absent file is an empty table.
-    pub fn load(path: &Path) -> Result<Self, NumbersError> {
-        let text = match fs::read(path) {
-            Ok(text) => text,
-            Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(Self::default()),
-            Err(source) => return Err(NumbersError::Read { path: path.into(), source }),
-        };
-        serde_json::from_slice(&text).map_err(|source| NumbersError::Decode { path: path.into(), source })
-    }
-
-    /// Must come before the first map write that uses a new number. No fsync: a crash of the machine takes
-    /// the maps (bpffs is memory) along with the numbers.
-    pub fn save_if_changed(&mut self, path: &Path) -> Result<(), NumbersError> {
-        let tables = [
-            &mut self.identities.changed,
-            &mut self.block_sets.changed,
-            &mut self.rule_sets.changed,
-            &mut self.grants.changed,
-            &mut self.tenants.changed,
-            &mut self.endpoints.changed,
-            &mut self.generations.changed,
-            &mut self.changed,
-        ];
-        if !tables.iter().any(|changed| **changed) {
-            return Ok(());
-        }
-        for changed in tables {
-            *changed = false;
-        }
-        crate::endpoint::store::write_atomically(
-            path,
-            &serde_json::to_vec(self).expect("numbers are plain data"),
-        )
-        .map_err(|source| {
-            self.changed = true;
-            NumbersError::Write { path: path.into(), source }
-        })
-    }
-
     pub fn identity(&mut self, identity: &Arc<Identity>) -> u32 {
         match **identity {
             Identity::Host => abi::IDENTITY_HOST,
@@ -135,6 +117,14 @@ impl Numbers {
         self.generations.next()
     }
 
+    pub fn mark(&self) -> Mark {
+        Mark {
+            identities: self.identities.next,
+            block_sets: self.block_sets.next,
+            rule_sets: self.rule_sets.next,
+        }
+    }
+
     /// Counts on from above every number that the kernel holds, so that a lost or older state file can never
     /// give a number in the maps a second meaning.
     pub fn stay_above(&mut self, image: &Image) {
@@ -156,27 +146,66 @@ impl Numbers {
         self.generations.stay_above(endpoints().map(|e| e.policy.generation()));
     }
 
-    /// Forgets what the kernel does not hold any more. Grants stay: records of the recent past name them.
-    pub fn forget_unused(&mut self, image: &Image) {
-        let addresses = || image.peers.values().chain(image.prefixes.values());
-        let peers: BTreeSet<u32> = image.rules.keys().map(|rule| rule.key.peer).collect();
-        let identities: BTreeSet<u32> = addresses().map(|a| a.identity).collect();
-        let own: BTreeSet<u32> = image.endpoints.values().map(|e| e.identity).collect();
-        let blocks: BTreeSet<u32> = addresses().map(|a| a.blocks).collect();
-        let rule_sets: BTreeSet<u32> = image.endpoints.values().map(|e| e.policy.rule_set()).collect();
-        self.identities.retain(|n| identities.contains(&n) || peers.contains(&n) || own.contains(&n));
-        self.block_sets.retain(|n| {
-            let tagged = n | abi::BLOCKS_TAG;
-            blocks.contains(&tagged) || peers.contains(&tagged)
-        });
-        self.rule_sets.retain(|n| rule_sets.contains(&n));
+    /// Forgets an identity or block set, by its number in the kernel. Grants are never forgotten: records of
+    /// the recent past name them.
+    pub fn forget_peer(&mut self, number: u32) {
+        if number & abi::BLOCKS_TAG == 0 {
+            self.identities.forget(number);
+        } else {
+            self.block_sets.forget(number & !abi::BLOCKS_TAG);
+        }
     }
 
-    pub fn set_scope(&mut self, scope: Scope) {
-        if self.scope != scope {
-            self.scope = scope;
-            self.changed = true;
+    /// Every identity and block set that has a number, as the kernel numbers them.
+    pub fn peers_since(&self, mark: Mark) -> impl Iterator<Item = u32> {
+        let identities = self.identities.since(mark.identities).map(|(number, _)| number);
+        let block_sets = self.block_sets.since(mark.block_sets).map(|(number, _)| number | abi::BLOCKS_TAG);
+        identities.chain(block_sets)
+    }
+
+    pub fn enter(&mut self, scope: &Scope) {
+        let fresh = scope.minus(&self.scope);
+        self.scope.extend(&fresh);
+        self.left.remove(&fresh);
+        self.entered.extend(&fresh);
+    }
+
+    pub fn leave(&mut self, scope: &Scope) {
+        self.scope.remove(scope);
+        self.entered.remove(scope);
+        self.left.extend(scope);
+    }
+
+    /// What a file that held everything up to the last call lacks now; `None`: nothing.
+    pub(super) fn take_changes(&mut self) -> Option<Changes> {
+        let changes = Changes {
+            identities: self.identities.take_changes(),
+            block_sets: self.block_sets.take_changes(),
+            rule_sets: self.rule_sets.take_changes(),
+            grants: self.grants.take_changes(),
+            tenants: self.tenants.take_changes(),
+            endpoints: self.endpoints.take_change(),
+            generations: self.generations.take_change(),
+            entered: std::mem::take(&mut self.entered),
+            left: std::mem::take(&mut self.left),
+        };
+        (changes != Changes::default()).then_some(changes)
+    }
+
+    pub(super) fn replay(&mut self, changes: Changes) {
+        self.identities.replay(changes.identities);
+        self.block_sets.replay(changes.block_sets);
+        self.rule_sets.replay(changes.rule_sets);
+        self.grants.replay(changes.grants);
+        self.tenants.replay(changes.tenants);
+        if let Some(ceiling) = changes.endpoints {
+            self.endpoints = ceiling.into();
         }
+        if let Some(ceiling) = changes.generations {
+            self.generations = ceiling.into();
+        }
+        self.scope.remove(&changes.left);
+        self.scope.extend(&changes.entered);
     }
 }
 
@@ -203,6 +232,10 @@ impl Counter {
     fn stay_above(&mut self, taken: impl Iterator<Item = u32>) {
         self.last = taken.max().unwrap_or_default().max(self.last);
     }
+
+    fn take_change(&mut self) -> Option<u32> {
+        std::mem::take(&mut self.changed).then_some(self.ceiling)
+    }
 }
 
 impl From<u32> for Counter {
@@ -225,24 +258,29 @@ pub struct Table<T: Ord + Clone> {
     numbers: BTreeMap<T, u32>,
     values: BTreeMap<u32, T>,
     next: u32,
-    changed: bool,
+    /// [`Table::take_changes`] has told of everything below.
+    told: u32,
+    forgotten: Vec<u32>,
 }
 
 impl<T: Ord + Clone> Table<T> {
     fn starting_at(next: u32) -> Self {
-        Self { numbers: BTreeMap::new(), values: BTreeMap::new(), next, changed: false }
+        Self { numbers: BTreeMap::new(), values: BTreeMap::new(), next, told: next, forgotten: Vec::new() }
     }
 
     /// The number of this value, a new one if it has none.
     pub fn number(&mut self, value: &T) -> u32 {
-        if let Some(number) = self.numbers.get(value) {
-            return *number;
+        match self.numbers.get(value) {
+            Some(number) => *number,
+            None => self.add(value.clone()),
         }
+    }
+
+    fn add(&mut self, value: T) -> u32 {
         let number = self.next;
         self.next += 1;
-        self.changed = true;
         self.numbers.insert(value.clone(), number);
-        self.values.insert(number, value.clone());
+        self.values.insert(number, value);
         number
     }
 
@@ -252,7 +290,10 @@ impl<T: Ord + Clone> Table<T> {
         }
     }
 
-    pub fn get(&self, value: &T) -> Option<u32> {
+    pub fn get<Q: Ord + ?Sized>(&self, value: &Q) -> Option<u32>
+    where
+        T: Borrow<Q>,
+    {
         self.numbers.get(value).copied()
     }
 
@@ -260,16 +301,55 @@ impl<T: Ord + Clone> Table<T> {
         self.values.get(&number)
     }
 
-    pub fn iter(&self) -> impl Iterator<Item = (&T, u32)> {
-        self.numbers.iter().map(|(value, number)| (value, *number))
+    pub fn iter(&self) -> impl Iterator<Item = (u32, &T)> {
+        self.since(0)
     }
 
-    /// Forgets the values whose number does not pass; their numbers stay taken.
-    pub fn retain(&mut self, keep: impl Fn(u32) -> bool) {
-        let before = self.values.len();
-        self.values.retain(|number, _| keep(*number));
-        self.numbers.retain(|_, number| keep(*number));
-        self.changed |= self.values.len() != before;
+    /// What has this number or a later one.
+    pub fn since(&self, number: u32) -> impl Iterator<Item = (u32, &T)> {
+        self.values.range(number..).map(|(number, value)| (*number, value))
+    }
+
+    /// The number that the next new value will have.
+    pub fn next(&self) -> u32 {
+        self.next
+    }
+
+    /// The number stays taken.
+    pub fn forget(&mut self, number: u32) {
+        if let Some(value) = self.values.remove(&number) {
+            self.numbers.remove(&value);
+            if number < self.told {
+                self.forgotten.push(number);
+            }
+        }
+    }
+
+    fn take_changes(&mut self) -> TableChanges<T> {
+        let new = self.values.range(self.told..).map(|(number, value)| (*number, value.clone())).collect();
+        self.told = self.next;
+        TableChanges { new, forgotten: std::mem::take(&mut self.forgotten) }
+    }
+
+    fn replay(&mut self, changes: TableChanges<T>) {
+        for (number, value) in changes.new {
+            self.numbers.insert(value.clone(), number);
+            self.values.insert(number, value);
+            self.next = self.next.max(number + 1);
+        }
+        changes.forgotten.into_iter().for_each(|number| self.forget(number));
+        self.forgotten.clear();
+        self.told = self.next;
+    }
+}
+
+impl<V: Ord> Table<Arc<V>> {
+    /// As [`Table::number`], sharing the value only if it is new.
+    pub fn number_of(&mut self, value: V) -> u32 {
+        match self.numbers.get(&value) {
+            Some(number) => *number,
+            None => self.add(Arc::new(value)),
+        }
     }
 }
 
@@ -283,13 +363,33 @@ struct Pairs<T> {
 impl<T: Ord + Clone> From<Pairs<T>> for Table<T> {
     fn from(Pairs { next, pairs }: Pairs<T>) -> Self {
         let numbers = pairs.iter().map(|(number, value)| (value.clone(), *number)).collect();
-        Self { numbers, values: pairs.into_iter().collect(), next, changed: false }
+        Self { numbers, values: pairs.into_iter().collect(), next, told: next, forgotten: Vec::new() }
     }
 }
 
 impl<T: Ord + Clone> From<Table<T>> for Pairs<T> {
     fn from(table: Table<T>) -> Self {
         Self { next: table.next, pairs: table.values.into_iter().collect() }
+    }
+}
+
+#[derive(Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default = "TableChanges::default")]
+struct TableChanges<T> {
+    new: Vec<(u32, T)>,
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    forgotten: Vec<u32>,
+}
+
+impl<T> TableChanges<T> {
+    fn is_empty(&self) -> bool {
+        self.new.is_empty() && self.forgotten.is_empty()
+    }
+}
+
+impl<T> Default for TableChanges<T> {
+    fn default() -> Self {
+        Self { new: Vec::new(), forgotten: Vec::new() }
     }
 }
 
@@ -310,29 +410,25 @@ mod tests {
     }
 
     #[test]
-    fn numbers_keep_their_meaning_over_a_restart() {
-        let directory = tempfile::tempdir().expect("tempdir");
-        let path = directory.path().join("numbers.json");
-        let mut before = Numbers::default();
-        let web = before.identity(&pod("web"));
-        let db = before.identity(&pod("db"));
-        let grant = before.grants.number(&Grant::NotIsolated);
-        let generation = before.next_generation();
-        before.save_if_changed(&path).expect("saved");
-
-        let mut after = Numbers::load(&path).expect("loaded");
-        assert_eq!((after.identity(&pod("db")), after.identity(&pod("web"))), (db, web));
-        assert_eq!(after.grants.number(&Grant::NotIsolated), grant);
-        assert!(after.identity(&pod("new")) > db, "a new identity gets a new number");
-        assert!(after.next_generation() > generation, "no generation is given twice");
-    }
-
-    #[test]
     fn a_forgotten_number_is_never_given_again() {
         let mut numbers = Numbers::default();
         let first = numbers.identity(&pod("a"));
-        numbers.identities.retain(|_| false);
+        numbers.forget_peer(first);
+        assert_eq!(numbers.identities.get(&pod("a")), None);
         assert!(numbers.identity(&pod("b")) > first);
+    }
+
+    #[test]
+    fn what_is_new_since_a_mark_is_told_once() {
+        let mut numbers = Numbers::default();
+        let old = numbers.identity(&pod("a"));
+        let mark = numbers.mark();
+        let new = numbers.identity(&pod("b"));
+        assert_eq!(numbers.peers_since(mark).collect::<Vec<_>>(), [new]);
+        assert_eq!(numbers.peers_since(Mark::default()).collect::<Vec<_>>(), [old, new]);
+        let changes = numbers.take_changes().expect("two identities");
+        assert_eq!(changes.identities.new, [(old, pod("a")), (new, pod("b"))]);
+        assert_eq!(numbers.take_changes(), None);
     }
 
     #[test]
@@ -348,14 +444,5 @@ mod tests {
         }
         assert_eq!(numbers.blocks(&Arc::default()), 0);
         assert_eq!(numbers.tenant(&Tenancy::Unknown), abi::TENANT_UNKNOWN);
-    }
-
-    #[test]
-    fn a_file_that_is_no_table_is_an_error_that_names_it() {
-        let directory = tempfile::tempdir().expect("tempdir");
-        let path = directory.path().join("numbers.json");
-        fs::write(&path, "{]").expect("written");
-        let error = Numbers::load(&path).expect_err("not a table");
-        assert!(error.to_string().contains("numbers.json"), "{error}");
     }
 }

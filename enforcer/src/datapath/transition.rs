@@ -8,24 +8,34 @@
 //! rule set in force before and after it moves: the scope that both rule sets share sees to that. So a packet
 //! is judged by the whole old policy or by the whole new one, and if a write fails the plan stops there: every
 //! endpoint keeps its last complete rule set (semantics 42).
+//!
+//! Planning costs what changed: what is new among identities and block sets is a range of numbers, what is new
+//! among addresses and endpoints the compiler tells. Only the first plan, and one after a write that failed,
+//! looks at everything.
 
 use std::{
-    collections::{BTreeMap, BTreeSet},
+    collections::{BTreeMap, BTreeSet, HashMap},
     net::IpAddr,
     sync::Arc,
 };
 
-use bulkhead_ebpf::abi::{self, Endpoint, PolicyWord, RuleKey};
+use bulkhead_ebpf::abi::{self, Endpoint, Peer, PolicyWord, RuleKey};
 use ipnetwork::IpNetwork;
 
 use super::{
     image::{Image, Op, Rule},
-    numbers::Numbers,
+    numbers::{Mark, Numbers},
+    overlay::Overlay,
+    sizes::Sizes,
 };
 use crate::{
     cluster::object::Key,
-    policy::model::{
-        BlockSet, Compiled, Direction, EntryKey, Identity, PeerInfo, PortMatch, RulePeer, Scope, Tenancy,
+    policy::{
+        Delta,
+        model::{
+            BlockSet, Compiled, Direction, EntryKey, Identity, PeerInfo, PortMatch, RulePeer, RuleSet, Scope,
+            Tenancy,
+        },
     },
 };
 
@@ -47,116 +57,191 @@ pub struct Local {
 #[derive(Debug)]
 pub struct Plan {
     pub ops: Vec<Op>,
-    /// What the maps hold.
-    pub target: Image,
-    /// The cluster as it is, in its own scope.
-    pub compiled: Compiled,
-    pub scope: Scope,
-    pub expanded: Expanded,
+    /// Addresses that will be something else; `None`: nothing of their own.
+    pub peers: BTreeMap<IpAddr, Option<Peer>>,
+    /// All records, by interface index.
+    pub endpoints: BTreeMap<u32, Endpoint>,
+    /// The most that each map has to hold on the way.
+    pub(super) needed: Sizes,
+    pub(super) expanded: Expanded,
+    pub(super) locals: BTreeMap<u32, Local>,
+    /// Nothing is projected onto these any more.
+    pub(super) left: Scope,
 }
 
-/// Which rules are in the kernel: of each rule set, those for these identities and block sets, by number.
+/// Which rules are in the kernel: of each rule set, those for the identities and block sets below a mark.
 /// What a rule set admits from a peer never changes, so only new pairs need looking at, however many rules
 /// there are.
-pub type Expanded = BTreeMap<u32, BTreeSet<u32>>;
+pub(super) type Expanded = BTreeMap<u32, Mark>;
 
-/// `compile` is the policy compiler over the index as it is now; `scope` the scope of the policies in it.
-pub fn plan(
-    numbers: &mut Numbers,
-    actual: &Image,
-    expanded: &Expanded,
-    compile: impl Fn(&Scope) -> Compiled,
-    scope: Scope,
-    locals: &BTreeMap<u32, Local>,
-) -> Plan {
-    let both = numbers.scope.clone().union(&scope);
-    numbers.set_scope(both.clone());
-    let mut draft = Draft { numbers, image: actual.clone(), ops: Vec::new(), expanded: expanded.clone() };
-
-    let mut compiled = compile(&both);
-    let wanted = draft.rule_sets_of(&compiled, locals);
-    let in_force = draft.rule_sets_in_force();
-    draft.write_rules(&compiled, in_force.union(&wanted));
-    let moved = draft.move_addresses(&compiled);
-    draft.switch_endpoints(&compiled, locals, moved);
-
-    if both != scope {
-        compiled = compile(&scope);
-        draft.write_rules(&compiled, wanted.iter());
-        draft.move_addresses(&compiled);
-        draft.switch_endpoints(&compiled, locals, false);
-    }
-    Plan { ops: draft.ops, target: draft.image, compiled, scope, expanded: draft.expanded }
+/// What may differ from what the kernel holds.
+#[derive(Clone, Copy, Debug)]
+pub(super) enum Changed<'d> {
+    Everything,
+    Only(&'d Delta),
 }
 
-/// Rules that nothing in force can reach any more: removed a while after the plan, when no packet that
-/// looked up an old number can still be under way. Forgets them in `expanded` too.
-///
-/// Judged by what the maps hold, not by what they should hold: after a write that failed, addresses still
-/// have the numbers of before, and their rules must stay.
-pub fn stale_rules(image: &Image, expanded: &mut Expanded) -> Vec<Op> {
-    let endpoints = || image.endpoints.values();
-    let rule_sets: BTreeSet<u32> = endpoints().map(|endpoint| endpoint.policy.rule_set()).collect();
-    let addresses = image.peers.values().chain(image.prefixes.values());
-    let mut peers: BTreeSet<u32> = addresses.flat_map(|peer| [peer.identity, peer.blocks]).collect();
-    peers.extend(endpoints().map(|endpoint| endpoint.identity));
-    peers.extend([abi::PEER_ANY, abi::IDENTITY_HOST]); // every rule set has entries for these
-    expanded.retain(|rule_set, _| rule_sets.contains(rule_set));
-    for known in expanded.values_mut() {
-        known.retain(|peer| peers.contains(peer));
-    }
-    let stale = |rule: &&Rule| !rule_sets.contains(&rule.key.rule_set) || !peers.contains(&rule.key.peer);
-    image.rules.keys().filter(stale).map(|rule| Op::RemoveRule(*rule)).collect()
+/// What the kernel holds, as planning needs to know it.
+#[derive(Clone, Copy)]
+pub(super) struct Held<'a> {
+    pub image: &'a Image,
+    pub sizes: Sizes,
+    pub expanded: &'a Expanded,
+    pub locals: &'a BTreeMap<u32, Local>,
 }
 
-struct Draft<'a> {
+/// A plan in the making.
+pub(super) struct Draft<'a> {
     numbers: &'a mut Numbers,
-    image: Image,
-    ops: Vec<Op>,
+    /// Endpoints as last brought to the kernel.
+    placed: &'a BTreeMap<u32, Local>,
+    peers: Overlay<'a, IpAddr, Peer>,
+    prefixes: Overlay<'a, IpNetwork, Peer>,
+    rules: Overlay<'a, Rule, u32>,
+    endpoints: BTreeMap<u32, Endpoint>,
+    known: &'a Expanded,
     expanded: Expanded,
+    ops: Vec<Op>,
+    sizes: Sizes,
+    needed: Sizes,
+    /// Numbers of what one step has met, by address of the shared value.
+    met: HashMap<usize, u32>,
 }
 
-impl Draft<'_> {
-    fn push(&mut self, ops: Vec<Op>) {
-        for op in &ops {
-            self.image.apply(*op);
+impl<'a> Draft<'a> {
+    pub fn new(numbers: &'a mut Numbers, held: Held<'a>) -> Self {
+        Self {
+            numbers,
+            placed: held.locals,
+            peers: Overlay::on(&held.image.peers),
+            prefixes: Overlay::on(&held.image.prefixes),
+            rules: Overlay::on(&held.image.rules),
+            endpoints: held.image.endpoints.clone(),
+            known: held.expanded,
+            expanded: Expanded::new(),
+            ops: Vec::new(),
+            sizes: held.sizes,
+            needed: held.sizes,
+            met: HashMap::new(),
         }
-        self.ops.extend(ops);
     }
 
-    fn rule_sets_of(&mut self, compiled: &Compiled, locals: &BTreeMap<u32, Local>) -> BTreeSet<u32> {
-        let pods = locals
-            .values()
-            .filter_map(|local| local.pod.as_ref().and_then(|pod| compiled.endpoints.get(pod)));
-        pods.map(|endpoint| self.numbers.rule_sets.number(&endpoint.rules)).collect()
+    /// From the policies in force to others, in a scope that both understand.
+    pub fn change(&mut self, compiled: &Compiled, changed: Changed<'_>, locals: &BTreeMap<u32, Local>) {
+        let moved = self.follow(compiled, changed, locals);
+        self.switch_endpoints(compiled, changed, locals, moved);
     }
 
-    fn rule_sets_in_force(&self) -> BTreeSet<u32> {
-        self.image.endpoints.values().map(|endpoint| endpoint.policy.rule_set()).collect()
+    /// To another scope under the same policies: numbers change, and no verdict.
+    pub fn rescope(&mut self, compiled: &Compiled, changed: Changed<'_>, locals: &BTreeMap<u32, Local>) {
+        self.follow(compiled, changed, locals);
+        self.switch_endpoints(compiled, changed, locals, false);
     }
 
-    fn write_rules<'s>(&mut self, compiled: &Compiled, rule_sets: impl Iterator<Item = &'s u32>) {
-        let classes = Classes::of(compiled, self.numbers);
-        for number in rule_sets {
-            // A number without a meaning is a rule set of a lost state file: it stays as it is until replaced.
-            let Some(rule_set) = self.numbers.rule_sets.value(*number).map(Arc::clone) else { continue };
-            let fresh = match self.expanded.get(number) {
-                Some(known) => classes.without(known),
-                None => classes.clone(),
-            };
-            if self.expanded.contains_key(number) && fresh.is_empty() {
+    pub fn finish(self, locals: &BTreeMap<u32, Local>, left: Scope) -> Plan {
+        Plan {
+            ops: self.ops,
+            peers: self.peers.into_edits(),
+            endpoints: self.endpoints,
+            needed: self.needed,
+            expanded: self.expanded,
+            locals: locals.clone(),
+            left,
+        }
+    }
+
+    fn push(&mut self, op: Op) {
+        let (was_there, is_there) = match op {
+            Op::SetRule(rule, grant) => (self.rules.edit(rule, Some(grant)), true),
+            Op::RemoveRule(rule) => (self.rules.edit(rule, None), false),
+            Op::SetPeer(address, peer) => (self.peers.edit(address, Some(peer)), true),
+            Op::RemovePeer(address) => (self.peers.edit(address, None), false),
+            Op::SetPrefix(prefix, peer) => (self.prefixes.edit(prefix, Some(peer)), true),
+            Op::RemovePrefix(prefix) => (self.prefixes.edit(prefix, None), false),
+            Op::SetEndpoint(endpoint) => (self.endpoints.insert(endpoint.ifindex, endpoint).is_some(), true),
+            Op::RemoveEndpoint(ifindex) => (self.endpoints.remove(&ifindex).is_some(), false),
+        };
+        if let (Some(size), Some(needed)) = (self.sizes.of_op(&op), self.needed.of_op(&op)) {
+            *size = *size + usize::from(is_there) - usize::from(was_there);
+            *needed = (*needed).max(*size);
+        }
+        self.ops.push(op);
+    }
+
+    /// Rules, then addresses; whether any address changed its meaning or its number.
+    fn follow(&mut self, compiled: &Compiled, changed: Changed<'_>, locals: &BTreeMap<u32, Local>) -> bool {
+        self.met.clear();
+        let addresses = self.addresses(compiled, changed);
+        let mut rule_sets: BTreeSet<u32> =
+            self.endpoints.values().map(|endpoint| endpoint.policy.rule_set()).collect();
+        for local in locals.values() {
+            let Some(policy) = local.pod.as_ref().and_then(|pod| compiled.endpoints.get(pod)) else {
                 continue;
+            };
+            if self.is_as_placed(local, changed).is_none() {
+                rule_sets.insert(self.numbers.rule_sets.number(&policy.rules));
+                self.identity(&policy.identity);
             }
-            let entries =
-                rule_set.entries(fresh.identities.values().copied(), fresh.block_sets.values().copied());
-            let rules: BTreeMap<Rule, u32> = entries
-                .iter()
-                .map(|(entry, grant)| (self.rule(*number, entry), self.numbers.grants.number(grant)))
-                .collect();
-            let missing = self.image.missing_rules(&rules);
-            self.push(missing);
-            self.expanded.entry(*number).or_default().extend(fresh.numbers());
         }
+        rule_sets.into_iter().for_each(|rule_set| self.write_rules(rule_set));
+        self.move_addresses(addresses)
+    }
+
+    /// Where the changed addresses have to go.
+    fn addresses(&mut self, compiled: &Compiled, changed: Changed<'_>) -> Addresses {
+        let mut addresses = Addresses::default();
+        let (peers, prefixes): (Vec<IpAddr>, Vec<IpNetwork>) = match changed {
+            Changed::Only(delta) => {
+                (delta.peers.iter().copied().collect(), delta.prefixes.iter().copied().collect())
+            }
+            Changed::Everything => {
+                let gone_peers = self.peers.base_keys().filter(|a| !compiled.peers.contains_key(a));
+                let gone_prefixes = self.prefixes.base_keys().filter(|p| !compiled.prefixes.contains_key(p));
+                (
+                    compiled.peers.keys().chain(gone_peers).copied().collect(),
+                    compiled.prefixes.keys().chain(gone_prefixes).copied().collect(),
+                )
+            }
+        };
+        for address in peers {
+            let desired = compiled.peers.get(&address).map(|info| self.peer(info));
+            addresses.peers.push((address, desired));
+        }
+        for prefix in prefixes {
+            let desired = compiled.prefixes.get(&prefix).map(|info| self.peer(info));
+            addresses.prefixes.push((prefix, desired));
+        }
+        addresses
+    }
+
+    fn write_rules(&mut self, number: u32) {
+        // A number without a meaning is a rule set of a lost state file: it stays as it is until replaced.
+        let Some(rule_set) = self.numbers.rule_sets.value(number).map(Arc::clone) else { return };
+        let now = self.numbers.mark();
+        let known = self.expanded.get(&number).or_else(|| self.known.get(&number)).copied();
+        if known.is_some_and(|known| (known.identities, known.block_sets) == (now.identities, now.block_sets))
+        {
+            return;
+        }
+        for (rule, grant) in self.rules_of(number, &rule_set, known.unwrap_or_default()) {
+            if self.rules.get(&rule) != Some(&grant) {
+                self.push(Op::SetRule(rule, grant));
+            }
+        }
+        self.expanded.insert(number, now);
+    }
+
+    /// For every peer since the mark. Nothing is ever removed: a rule is a fact about a rule set and a peer,
+    /// true for as long as both exist, so removal is tidying.
+    fn rules_of(&mut self, number: u32, rule_set: &RuleSet, since: Mark) -> Vec<(Rule, u32)> {
+        let identities = self.numbers.identities.since(since.identities).map(|(_, identity)| identity);
+        let block_sets = self.numbers.block_sets.since(since.block_sets).map(|(_, blocks)| blocks);
+        let entries = rule_set.entries(identities, block_sets);
+        let numbered = entries.into_iter().map(|(entry, grant)| {
+            let rule = self.rule(number, &entry);
+            (rule, self.numbers.grants.number_of(grant))
+        });
+        numbered.collect()
     }
 
     fn rule(&mut self, rule_set: u32, entry: &EntryKey) -> Rule {
@@ -179,41 +264,85 @@ impl Draft<'_> {
         Rule { key: RuleKey { rule_set, peer, direction, protocol, port_be: port.to_be_bytes() }, bits }
     }
 
-    /// Tells whether any address changed its meaning or its number.
-    fn move_addresses(&mut self, compiled: &Compiled) -> bool {
-        let peers: BTreeMap<IpAddr, _> =
-            compiled.peers.iter().map(|(a, info)| (*a, self.peer(info))).collect();
-        let prefixes: BTreeMap<IpNetwork, _> =
-            compiled.prefixes.iter().map(|(p, info)| (*p, self.peer(info))).collect();
-        let writes = self.image.moved_addresses(&peers, &prefixes);
-        let moved = !writes.is_empty();
-        self.push(writes);
-        moved
+    /// New and changed addresses first, then those that are gone; a more specific prefix before a wider one
+    /// changes, so that no address falls through to a prefix that does not speak for it.
+    fn move_addresses(&mut self, mut addresses: Addresses) -> bool {
+        addresses.prefixes.sort_by_key(|(prefix, _)| std::cmp::Reverse(prefix.prefix()));
+        let before = self.ops.len();
+        for (prefix, desired) in &addresses.prefixes {
+            if let Some(peer) = desired.filter(|peer| self.prefixes.get(prefix) != Some(peer)) {
+                self.push(Op::SetPrefix(*prefix, peer));
+            }
+        }
+        for (address, desired) in &addresses.peers {
+            if let Some(peer) = desired.filter(|peer| self.peers.get(address) != Some(peer)) {
+                self.push(Op::SetPeer(*address, peer));
+            }
+        }
+        for (address, desired) in addresses.peers {
+            if desired.is_none() && self.peers.get(&address).is_some() {
+                self.push(Op::RemovePeer(address));
+            }
+        }
+        for (prefix, desired) in addresses.prefixes {
+            if desired.is_none() && self.prefixes.get(&prefix).is_some() {
+                self.push(Op::RemovePrefix(prefix));
+            }
+        }
+        self.ops.len() > before
     }
 
-    fn peer(&mut self, info: &PeerInfo) -> abi::Peer {
-        abi::Peer {
-            identity: self.numbers.identity(&info.identity),
-            blocks: self.numbers.blocks(&info.blocks),
+    fn peer(&mut self, info: &PeerInfo) -> Peer {
+        Peer {
+            identity: self.identity(&info.identity),
+            blocks: self.blocks(&info.blocks),
             tenant: self.numbers.tenant(&info.tenant),
             pad: 0,
         }
     }
 
+    /// The compiler shares equal values, so that few are looked up by what they hold.
+    fn identity(&mut self, identity: &Arc<Identity>) -> u32 {
+        let numbers = &mut *self.numbers;
+        *self.met.entry(Arc::as_ptr(identity).addr()).or_insert_with(|| numbers.identity(identity))
+    }
+
+    fn blocks(&mut self, blocks: &Arc<BlockSet>) -> u32 {
+        let numbers = &mut *self.numbers;
+        *self.met.entry(Arc::as_ptr(blocks).addr()).or_insert_with(|| numbers.blocks(blocks))
+    }
+
+    /// The record, if nothing about it can have changed since it was written.
+    fn is_as_placed(&self, local: &Local, changed: Changed<'_>) -> Option<Endpoint> {
+        let Changed::Only(delta) = changed else { return None };
+        let is_same = self.placed.get(&local.ifindex) == Some(local)
+            && local.pod.as_ref().is_none_or(|pod| !delta.endpoints.contains(pod));
+        let record = self.endpoints.get(&local.ifindex).copied();
+        record.filter(|record| is_same && record.id == local.id)
+    }
+
     /// `moved`: connections must be judged again, because an address is not what it was.
-    fn switch_endpoints(&mut self, compiled: &Compiled, locals: &BTreeMap<u32, Local>, moved: bool) {
-        let gone = self.image.endpoints.keys().filter(|i| !locals.contains_key(i));
-        let gone = gone.map(|ifindex| Op::RemoveEndpoint(*ifindex)).collect();
-        self.push(gone);
+    fn switch_endpoints(
+        &mut self,
+        compiled: &Compiled,
+        changed: Changed<'_>,
+        locals: &BTreeMap<u32, Local>,
+        moved: bool,
+    ) {
+        let gone: Vec<u32> = self.endpoints.keys().filter(|i| !locals.contains_key(i)).copied().collect();
+        gone.into_iter().for_each(|ifindex| self.push(Op::RemoveEndpoint(ifindex)));
         for local in locals.values() {
-            let actual = self.image.endpoints.get(&local.ifindex).copied().filter(|e| e.id == local.id);
-            let mut desired = self.endpoint(local, compiled, actual);
+            let actual = self.endpoints.get(&local.ifindex).copied().filter(|e| e.id == local.id);
+            let mut desired = match self.is_as_placed(local, changed) {
+                Some(record) => record,
+                None => self.endpoint(local, compiled, actual),
+            };
             if !moved && actual == Some(desired) {
                 continue;
             }
             if actual.is_some_and(|actual| actual != desired) {
                 // New rules under the old generation first: never old rules under the new one.
-                self.push(vec![Op::SetEndpoint(desired)]);
+                self.push(Op::SetEndpoint(desired));
             }
             if !moved
                 && actual.is_some_and(|actual| Endpoint { identity: desired.identity, ..actual } == desired)
@@ -221,7 +350,7 @@ impl Draft<'_> {
                 continue; // the pod's own number is for the flow log: no verdict depends on it
             }
             desired.policy = PolicyWord::new(desired.policy.rule_set(), self.numbers.next_generation());
-            self.push(vec![Op::SetEndpoint(desired)]);
+            self.push(Op::SetEndpoint(desired));
         }
     }
 
@@ -244,7 +373,7 @@ impl Draft<'_> {
         if let Some(policy) = local.pod.as_ref().and_then(|pod| compiled.endpoints.get(pod)) {
             let rule_set = self.numbers.rule_sets.number(&policy.rules);
             endpoint.policy = PolicyWord::new(rule_set, generation);
-            endpoint.identity = self.numbers.identity(&policy.identity);
+            endpoint.identity = self.identity(&policy.identity);
             let tenancy = policy.tenant.clone().map_or(Tenancy::Shared, Tenancy::Tenant);
             endpoint.tenant = self.numbers.tenant(&tenancy);
         } else if let Some(actual) = actual {
@@ -259,41 +388,9 @@ impl Draft<'_> {
     }
 }
 
-/// Every identity and block set that an address can have, by number.
-#[derive(Clone)]
-struct Classes<'c> {
-    identities: BTreeMap<u32, &'c Arc<Identity>>,
-    block_sets: BTreeMap<u32, &'c Arc<BlockSet>>,
-}
-
-impl<'c> Classes<'c> {
-    fn of(compiled: &'c Compiled, numbers: &mut Numbers) -> Self {
-        // The compiler shares equal ones, so that few are compared in full.
-        let infos = || compiled.peers.values().chain(compiled.prefixes.values());
-        let subjects = compiled.endpoints.values().map(|endpoint| &endpoint.identity);
-        let identities: BTreeMap<_, _> =
-            infos().map(|info| &info.identity).chain(subjects).map(|i| (Arc::as_ptr(i), i)).collect();
-        let block_sets: BTreeMap<_, _> =
-            infos().map(|info| &info.blocks).map(|b| (Arc::as_ptr(b), b)).collect();
-        Self {
-            identities: identities.into_values().map(|i| (numbers.identity(i), i)).collect(),
-            block_sets: block_sets.into_values().map(|b| (numbers.blocks(b), b)).collect(),
-        }
-    }
-
-    fn without(&self, known: &BTreeSet<u32>) -> Self {
-        let mut fresh = self.clone();
-        fresh.identities.retain(|number, _| !known.contains(number));
-        fresh.block_sets.retain(|number, _| !known.contains(number));
-        fresh
-    }
-
-    fn is_empty(&self) -> bool {
-        self.identities.is_empty() && self.block_sets.is_empty()
-    }
-
-    /// Block sets' numbers are tagged: the two never meet. The empty block set's 0 is "any".
-    fn numbers(&self) -> impl Iterator<Item = u32> {
-        self.identities.keys().chain(self.block_sets.keys()).copied()
-    }
+/// Changed addresses and what they have to be; `None`: nothing of their own.
+#[derive(Default)]
+struct Addresses {
+    peers: Vec<(IpAddr, Option<Peer>)>,
+    prefixes: Vec<(IpNetwork, Option<Peer>)>,
 }

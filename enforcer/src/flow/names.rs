@@ -105,13 +105,11 @@ impl Names {
     }
 
     /// Drops what has been gone for longer than [`MEMORY`]; `now` in nanoseconds of `CLOCK_MONOTONIC`.
-    pub fn forget(&mut self, now: u64) {
+    /// Whether there was any.
+    pub fn forget(&mut self, now: u64) -> bool {
         let before = now.saturating_sub(u64::try_from(MEMORY.as_nanos()).expect("minutes"));
-        self.parties.forget(before);
-        self.endpoints.forget(before);
-        self.grants.forget(before);
-        self.rule_sets.forget(before);
-        self.policies.forget(before);
+        let parties = self.parties.forget(before) | self.endpoints.forget(before);
+        parties | self.grants.forget(before) | self.rule_sets.forget(before) | self.policies.forget(before)
     }
 
     /// Who had the address at `time`. An address without an owner is told by the datapath's identity
@@ -170,12 +168,14 @@ impl<K: Hash + Eq, V> Default for Known<K, V> {
 }
 
 impl<K: Hash + Eq + Clone, V: Clone + PartialEq> Known<K, V> {
-    pub fn set(&mut self, key: K, value: V, now: u64) {
+    /// Whether that is new.
+    pub fn set(&mut self, key: K, value: V, now: u64) -> bool {
         if self.current.get(&key) == Some(&value) {
-            return;
+            return false;
         }
         self.remove(&key, now);
         self.current.insert_mut(key, value);
+        true
     }
 
     pub fn remove(&mut self, key: &K, now: u64) {
@@ -200,7 +200,8 @@ impl<K: Hash + Eq + Clone, V: Clone + PartialEq> Known<K, V> {
         gone.chain(self.current.iter())
     }
 
-    fn become_all(&mut self, all: BTreeMap<K, V>, now: u64)
+    /// Exactly these are current. Costs their number.
+    pub fn become_all(&mut self, all: BTreeMap<K, V>, now: u64)
     where
         K: Ord,
     {
@@ -213,11 +214,12 @@ impl<K: Hash + Eq + Clone, V: Clone + PartialEq> Known<K, V> {
         }
     }
 
-    fn forget(&mut self, before: u64) {
+    fn forget(&mut self, before: u64) -> bool {
         let old: Vec<K> =
             self.gone.iter().filter(|(_, g)| g.since < before).map(|(k, _)| k.clone()).collect();
-        for key in old {
-            self.gone.remove_mut(&key);
+        for key in &old {
+            self.gone.remove_mut(key);
         }
+        !old.is_empty()
     }
 }

@@ -92,12 +92,7 @@ struct NamespaceClass {
 }
 
 impl<'a> Classifier<'a> {
-    pub fn new(
-        index: &'a Index,
-        settings: &'a Settings,
-        scope: &'a Scope,
-        classes: &'a mut Classes,
-    ) -> Self {
+    pub fn new(index: &'a Index, settings: &'a Settings, scope: &'a Scope, classes: &'a mut Classes) -> Self {
         Self { index, settings, scope, classes, namespaces: HashMap::new() }
     }
 
@@ -117,8 +112,7 @@ impl<'a> Classifier<'a> {
     /// `None`: neither policies nor pod networks tell it apart.
     pub fn prefix(&mut self, prefix: IpNetwork) -> Option<PeerInfo> {
         let class = self.classes.prefixes.class(prefix)?;
-        let blocks =
-            self.classes.block_sets.intern(BlockSet { blocks: class.blocks, ..BlockSet::default() });
+        let blocks = self.classes.block_sets.intern(BlockSet { blocks: class.blocks, ..BlockSet::default() });
         Some(if class.pod_network {
             self.other(Identity::UnknownPod, blocks, Tenancy::Unknown)
         } else {

@@ -41,6 +41,8 @@ pub struct Compiler {
     classes: Classes,
     rule_sets: RuleSets,
     compiled: Compiled,
+    /// Nothing has been compiled yet.
+    is_new: bool,
 }
 
 /// What is not as it was: keys of [`Compiled`], and mentions of [`Scope`].
@@ -68,6 +70,7 @@ impl Compiler {
             classes,
             rule_sets: RuleSets::default(),
             compiled: Compiled::default(),
+            is_new: true,
         };
         let everything = Work { prefixes: compiler.classes.prefixes.iter().collect(), ..Work::default() };
         compiler.carry_out(&Index::default(), everything, &mut Delta::default());
@@ -86,8 +89,14 @@ impl Compiler {
         &self.scope
     }
 
+    /// Deltas of a new compiler say nothing about what was before it.
+    pub fn is_new(&self) -> bool {
+        self.is_new
+    }
+
     /// Takes in what changed in the index; what policies mentioned before, and `also`, stays in scope.
     pub fn advance(&mut self, index: &Index, touched: &Touched, also: &Scope) -> Delta {
+        self.is_new = false;
         let mut work = Work::default();
         let mut delta = Delta { entered: also.minus(&self.scope), ..Delta::default() };
         self.mentions.keep(also);

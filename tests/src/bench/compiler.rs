@@ -17,8 +17,8 @@ use bulkhead::{
             Peer, Pod, Port, Ports, Protocol, Requirement, Rule, Selector, Workload,
         },
     },
-    datapath::{DatapathError, Image, Local, Op, Tables, kernel::Kernel},
-    policy::{self, Settings},
+    datapath::{DatapathError, Image, Local, Op, Sizes, Tables, kernel::Kernel},
+    policy::{Compiler, Settings},
 };
 use clap::Args;
 use comfy_table::{Table, presets};
@@ -50,6 +50,10 @@ impl Kernel for Paper {
         Ok(Image::default())
     }
 
+    fn capacity(&self) -> Result<Sizes, DatapathError> {
+        Ok(Sizes::UNLIMITED)
+    }
+
     fn apply(&mut self, _: &Op) -> Result<(), DatapathError> {
         self.writes += 1;
         Ok(())
@@ -66,7 +70,12 @@ pub fn run(options: &Options) -> Result<()> {
         times.sort();
         let writes = samples.iter().map(|(_, writes)| *writes).max().unwrap_or_default();
         let of = |time: Option<&Duration>| format!("{:.3} ms", time.map_or(0.0, |t| t.as_secs_f64() * 1e3));
-        table.add_row([name.to_owned(), of(times.get(times.len() / 2)), of(times.last()), writes.to_string()]);
+        table.add_row([
+            name.to_owned(),
+            of(times.get(times.len() / 2)),
+            of(times.last()),
+            writes.to_string(),
+        ]);
     };
     row("everything, from nothing", vec![bench.update()?]);
     row("nothing", vec![bench.update()?]);
@@ -78,7 +87,10 @@ pub fn run(options: &Options) -> Result<()> {
         });
         row(name, samples.collect::<Result<_>>()?);
     }
-    println!("{} pods, {} namespaces, {} policies, {} pods here", options.pods, options.namespaces, options.policies, options.local);
+    println!(
+        "{} pods, {} namespaces, {} policies, {} pods here",
+        options.pods, options.namespaces, options.policies, options.local
+    );
     println!("{table}");
     println!("memory: {memory} MB, after the changes {} MB", resident()?.saturating_sub(empty));
     Ok(())
@@ -122,7 +134,7 @@ const CHANGES: [(&str, Change); 7] = [
 struct Bench {
     options: Options,
     index: Index,
-    settings: Settings,
+    compiler: Compiler,
     locals: BTreeMap<u32, Local>,
     tables: Tables<Paper>,
 }
@@ -132,7 +144,7 @@ impl Bench {
         let mut bench = Self {
             options: options.clone(),
             index: Index::new(Some("node-0".to_owned())),
-            settings: Settings::default(),
+            compiler: Compiler::new(Settings::default()),
             locals: BTreeMap::new(),
             tables: Tables::open(Paper::default(), None)?,
         };
@@ -173,9 +185,8 @@ impl Bench {
     fn update(&mut self) -> Result<(Duration, usize)> {
         let before = self.tables.kernel().writes;
         let started = Instant::now();
-        let compile = |scope: &_| policy::compile(&self.index, &self.settings, scope);
-        let scope = policy::scope(&self.index, &self.settings);
-        let plan = self.tables.plan(compile, scope, &self.locals)?;
+        let touched = self.index.take_touched();
+        let plan = self.tables.plan(&mut self.compiler, &self.index, &touched, &self.locals)?;
         self.tables.carry_out(plan)?;
         Ok((started.elapsed(), self.tables.kernel().writes - before))
     }

@@ -100,7 +100,8 @@ fn attach(random: &mut Random, index: &mut Index) -> String {
 
 fn interfaces(random: &mut Random, index: &mut Index) -> String {
     if random.chance(40) {
-        let networks = ["10.244.0.0/16", "fd00:244::/32", "10.0.0.0/8"].map(|n| n.parse().expect("a constant"));
+        let networks =
+            ["10.244.0.0/16", "fd00:244::/32", "10.0.0.0/8"].map(|n| n.parse().expect("a constant"));
         let networks: BTreeSet<_> = networks.into_iter().filter(|_| random.chance(40)).collect();
         let line = format!("pod networks {networks:?}");
         index.set_pod_networks(networks);

@@ -68,7 +68,8 @@ impl Store {
     }
 
     pub fn origin(&self, reference: &ObjectRef) -> Option<Origin> {
-        self.in_force(reference).into_iter().next().map(|located| located.origin)
+        let (file, place) = self.described.get(reference)?.first()?;
+        Some(self.files[file].objects[*place].origin.clone())
     }
 
     pub fn problems(&self) -> Vec<Problem> {

@@ -1,6 +1,9 @@
 //! Transitions over a model kernel that stops after every single write: at each of these moments each packet
 //! must be judged by the whole old or the whole new policy.
 
+mod capacity;
+mod incremental;
+
 use std::{
     collections::{BTreeMap, BTreeSet},
     net::IpAddr,
@@ -9,7 +12,7 @@ use std::{
 use bulkhead_ebpf::abi::{self, Peer, RuleKey};
 use proptest::prelude::*;
 
-use super::{DatapathError, Image, Local, Op, Rule, Tables, kernel::Kernel};
+use super::{DatapathError, Image, Local, Op, Rule, Sizes, Tables, kernel::Kernel};
 use crate::{
     cluster::{
         Index,
@@ -18,7 +21,7 @@ use crate::{
             Ports, Protocol, Requirement, Rule as PolicyRule, Selector,
         },
     },
-    policy::{self, Settings},
+    policy::{Compiler, Settings},
 };
 
 /// A kernel that writes down every state it went through.
@@ -28,11 +31,17 @@ struct Model {
     history: Vec<Image>,
     /// Writes that succeed before everything fails; `None`: all.
     patience: Option<usize>,
+    /// `None`: without limits.
+    capacity: Option<Sizes>,
 }
 
 impl Kernel for Model {
     fn snapshot(&self) -> Result<Image, DatapathError> {
         Ok(self.now.clone())
+    }
+
+    fn capacity(&self) -> Result<Sizes, DatapathError> {
+        Ok(self.capacity.unwrap_or(Sizes::UNLIMITED))
     }
 
     fn apply(&mut self, op: &Op) -> Result<(), DatapathError> {
@@ -55,10 +64,11 @@ fn allows(image: &Image, ifindex: u32, remote: IpAddr, direction: u8, protocol: 
         let covering = image.prefixes.iter().filter(|(prefix, _)| prefix.contains(remote));
         covering.max_by_key(|(prefix, _)| prefix.prefix()).map(|(_, peer)| *peer)
     };
-    let Some(Peer { identity, blocks, .. }) = image.peers.get(&remote).copied().or_else(prefix) else {
+    let Some(Peer { identity, blocks, tenant, .. }) = image.peers.get(&remote).copied().or_else(prefix)
+    else {
         return false;
     };
-    [identity, blocks, abi::PEER_ANY].into_iter().any(|peer| {
+    let found = |peer: u32, direction: u8| {
         (0..=16)
             .map(|bits| {
                 (protocol, port & !u16::MAX.checked_shr(bits).unwrap_or(0), abi::RULE_BITS_PROTOCOL + bits)
@@ -67,9 +77,14 @@ fn allows(image: &Image, ifindex: u32, remote: IpAddr, direction: u8, protocol: 
             .any(|(protocol, port, bits)| {
                 let rule_set = endpoint.policy.rule_set();
                 let key = RuleKey { rule_set, peer, direction, protocol, port_be: port.to_be_bytes() };
-                (peer != 0 || peer == abi::PEER_ANY) && image.rules.contains_key(&Rule { key, bits })
+                image.rules.contains_key(&Rule { key, bits })
             })
-    })
+    };
+    let boundary = endpoint.tenant != 0 && tenant != 0 && endpoint.tenant != tenant;
+    if boundary && !found(identity, direction | abi::DOOR) {
+        return false;
+    }
+    found(identity, direction) || (blocks != 0 && found(blocks, direction)) || found(abi::PEER_ANY, direction)
 }
 
 const WEB: u32 = 11;
@@ -120,10 +135,10 @@ fn locals() -> BTreeMap<u32, Local> {
         .into()
 }
 
+/// As an agent that has just started, and knows nothing of the update before.
 fn update(tables: &mut Tables<Model>, index: &Index) -> Result<super::Written, DatapathError> {
-    let settings = Settings::default();
-    let compile = |scope: &_| policy::compile(index, &settings, scope);
-    let plan = tables.plan(compile, policy::scope(index, &settings), &locals())?;
+    let mut compiler = Compiler::new(Settings::default());
+    let plan = tables.plan(&mut compiler, index, &index.all_touched(), &locals())?;
     tables.carry_out(plan)
 }
 

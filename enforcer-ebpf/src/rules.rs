@@ -16,7 +16,7 @@ pub struct Grant {
 }
 
 /// An address that no table knows: matched by nothing but rules for everybody.
-const UNKNOWN: Peer = Peer { identity: IDENTITY_UNKNOWN_POD, blocks: 0, tenant: TENANT_UNKNOWN, pad: 0 };
+const UNKNOWN: Peer = Peer { identity: IDENTITY_UNKNOWN_POD, blocks: 0, tenant: TENANT_UNKNOWN, ifindex: 0 };
 
 /// Judges a connection in its own direction; `against`: this packet of it goes the other way, so that its
 /// source is what the connection asked for.

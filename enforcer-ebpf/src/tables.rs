@@ -4,8 +4,8 @@ use core::{cell::Cell, marker::PhantomData, ptr::NonNull};
 
 use crate::{
     abi::{
-        Config, Conn, ConnKey, DropCount, DropKey, EndWord, Endpoint, Event, Fragment, FragmentKey, Peer,
-        RuleKey,
+        CONN_COUNTER, CONN_OPENER, Config, Conn, ConnKey, DropCount, DropKey, EndWord, Endpoint, Event,
+        Fragment, FragmentKey, Peer, RuleKey,
     },
     family::{Family, V4, V6},
     flow::Flow,
@@ -93,13 +93,13 @@ impl ConnRef<'_> {
     #[inline(always)]
     pub fn opener(self) -> usize {
         // SAFETY: `new`'s contract.
-        usize::from(unsafe { (*self.conn.as_ptr()).opener } & 1)
+        usize::from(unsafe { (*self.conn.as_ptr()).sides } & CONN_OPENER)
     }
 
     #[inline(always)]
     pub fn counter(self) -> usize {
         // SAFETY: `new`'s contract.
-        usize::from(unsafe { (*self.conn.as_ptr()).counter } & 1)
+        usize::from((unsafe { (*self.conn.as_ptr()).sides } & CONN_COUNTER) >> 1)
     }
 
     #[inline(always)]

@@ -103,10 +103,9 @@ fn opened<F: Family, P: Packet, T: Tables, H: At>(
         bytes: if on(sender) { [bytes, 0] } else { [0, bytes] },
         started: now,
         last_seen: tick(now),
-        opener: sender as u8,
-        counter: own as u8,
+        sides: sender as u8 | (own as u8) << 1,
         state: closing(flow, sender),
-        pad: 0,
+        origin: 0,
     }
 }
 

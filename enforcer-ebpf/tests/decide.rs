@@ -113,7 +113,7 @@ fn a_connection_is_told_of_at_its_begin_and_end_with_counts() {
     assert_eq!(new.source[..4], octets(A.address(false)).0);
     let conns = memory.conns_v4();
     let conn = conns.values().next().unwrap();
-    assert_eq!((conns.len(), conn.opener, conn.counter), (1, 0, 0));
+    assert_eq!((conns.len(), conn.sides), (1, 0));
     assert_eq!(conn.ends, [EndWord::new(1, 11), EndWord(0)]);
     assert_eq!(conn.state & (CONN_REPLIED | CONN_ENDED), CONN_REPLIED | CONN_ENDED);
     assert_eq!(conn.packets, [3, 2]);

@@ -88,7 +88,7 @@ impl Who {
             World => (IDENTITY_WORLD, 0, 0),
             Unknown => (IDENTITY_UNKNOWN_POD, 0, TENANT_UNKNOWN),
         };
-        Peer { identity, blocks, tenant, pad: 0 }
+        Peer { identity, blocks, tenant, ifindex: 0 }
     }
 }
 
@@ -114,7 +114,8 @@ pub fn prefixes() -> Vec<(u32, IpAddr, Peer)> {
     .to_vec()
 }
 
-pub const CONFIG: Config = Config { tunnel_port_be: TUNNEL.to_be_bytes(), pad: [0; 6] };
+pub const CONFIG: Config =
+    Config { tunnel_port_be: TUNNEL.to_be_bytes(), pad: [0; 2], mark_mask: 0xfff0_0000 };
 /// A's rules, and the same under another number; a set without rules is any other number.
 pub const RULES_A: u32 = 1;
 pub const RULES_A_AGAIN: u32 = 4;

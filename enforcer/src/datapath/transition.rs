@@ -196,7 +196,7 @@ impl Draft<'_> {
             identity: self.numbers.identity(&info.identity),
             blocks: self.numbers.blocks(&info.blocks),
             tenant: self.numbers.tenant(&info.tenant),
-            pad: 0,
+            ifindex: 0,
         }
     }
 

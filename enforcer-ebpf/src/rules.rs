@@ -65,14 +65,17 @@ pub fn allow<F: Family, T: Tables + Addresses<F>, H: At>(
 ) -> Result<Grant, Reason> {
     let Question { direction, against, .. } = question;
     let port_be = if against { flow.rule_port(0) } else { flow.rule_port(1) };
-    let (peer, marked) = other(site, flow, question, port_be);
-    let mut key = RuleKey {
-        rule_set: site.policy.rule_set(),
-        peer: peer.identity,
-        direction,
-        protocol: flow.protocol,
-        port_be,
+    let rule_set = site.policy.rule_set();
+    let mut key = RuleKey { rule_set, peer: PEER_ANY, direction, protocol: flow.protocol, port_be };
+    let (peer, marked) = match frontend(site, flow, &key) {
+        // Only rules for all protocols and ports speak of a Service: its port is not its backends'.
+        Some(identity) => {
+            (key.protocol, key.port_be) = (0, [0; 2]);
+            (Peer { identity, ..Peer::default() }, true)
+        }
+        None => other(site, flow, question),
     };
+    key.peer = peer.identity;
     let own = site.endpoint.tenant;
     if own != 0 && peer.tenant != 0 && own != peer.tenant {
         key.direction = direction | DOOR;
@@ -96,24 +99,30 @@ pub fn allow<F: Family, T: Tables + Addresses<F>, H: At>(
     }
 }
 
+/// The number behind the Service that the connection goes to, if it goes to one.
+#[inline(always)]
+fn frontend<F: Family, T: Tables + Addresses<F>, H: At>(
+    site: &Site<T, H>,
+    flow: &Flow<F>,
+    key: &RuleKey,
+) -> Option<u32> {
+    // On its way to another node a packet has been translated already.
+    if key.direction != EGRESS || site.hook() == Hook::ToOverlay {
+        return None;
+    }
+    let RuleKey { protocol, port_be, .. } = *key;
+    let key = ServiceKey { address: site.hook().remote(flow), port_be, protocol, pad: 0 };
+    Addresses::<F>::service(site.tables, &key)
+}
+
 /// The other end as policy sees it, and whether packets to it are marked.
 #[inline(always)]
 fn other<F: Family, T: Tables + Addresses<F>, H: At>(
     site: &Site<T, H>,
     flow: &Flow<F>,
     question: Question,
-    port_be: [u8; 2],
 ) -> (Peer, bool) {
-    let remote = site.hook().remote(flow);
-    // On its way to another node a packet has been translated already.
-    let outward = question.direction == EGRESS && site.hook() != Hook::ToOverlay;
-    if outward {
-        let frontend = ServiceKey { address: remote, port_be, protocol: flow.protocol, pad: 0 };
-        if let Some(identity) = Addresses::<F>::service(site.tables, &frontend) {
-            return (Peer { identity, ..Peer::default() }, true);
-        }
-    }
-    let mut peer = site.peer::<F>(remote).unwrap_or(UNKNOWN);
+    let mut peer = site.peer::<F>(site.hook().remote(flow)).unwrap_or(UNKNOWN);
     let is_host = peer.identity == IDENTITY_HOST;
     if is_host && question.direction == INGRESS && question.origin != NOBODY {
         let behind = match question.origin {
@@ -125,5 +134,5 @@ fn other<F: Family, T: Tables + Addresses<F>, H: At>(
             None => peer.identity = IDENTITY_REMOTE_NODE,
         }
     }
-    (peer, outward && is_host)
+    (peer, is_host && question.direction == EGRESS)
 }

@@ -130,7 +130,7 @@ pub const BRIDGE: u32 = 50;
 
 /// Frontends of Services and the number that stands for their backends.
 pub fn services() -> Vec<(IpAddr, u16, u32)> {
-    let frontends = [(Vip, 80, 500), (Vip, 81, 501), (Host, 30080, 500), (Host, 30081, 501)];
+    let frontends = [(Vip, 80, 500), (Vip, 81, 501), (Vip, 443, 501), (Host, 30080, 500), (Host, 30081, 501)];
     let of = |v6: bool| frontends.map(|(who, port, backends)| (who.address(v6), port, backends));
     [of(false), of(true)].concat()
 }

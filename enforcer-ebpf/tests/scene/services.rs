@@ -30,7 +30,10 @@ pub fn services(cases: &mut Vec<Case>, v6: bool) {
             Packet(A, FromPod, av.tcp(9, 80, ACK), R::Tracked),
             Packet(A, FromPod, av.tcp(9, 81, SYN), R::PolicyDenied),
             Packet(A, FromPod, av.udp(9, 80), R::PolicyDenied),
-            Packet(A, FromPod, av.tcp(9, 443, SYN), R::Allowed), // no frontend, and the rule is for anyone
+            // The rule that lets A speak to anyone at port 443 is about the backends' ports, not this one.
+            Packet(A, FromPod, av.tcp(9, 443, SYN), R::PolicyDenied),
+            Policy(A, RULES_OPEN, 2),
+            Packet(A, FromPod, av.tcp(8, 443, SYN), R::Allowed),
         ],
     );
     case(

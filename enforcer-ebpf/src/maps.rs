@@ -11,7 +11,8 @@ use aya_ebpf::{
 use bulkhead_ebpf::{
     abi::{
         Config, Conn, ConnKey, ConnKey4, ConnKey6, DropCount, DropKey, ENDPOINT_SLOTS, Endpoint, Event,
-        Fragment, FragmentKey, LOST_CONNS, LOST_EVENTS, LOST_LEN, Peer, RULE_BITS_PORT, RuleKey,
+        Fragment, FragmentKey, LOST_CONNS, LOST_EVENTS, LOST_LEN, ORIGINS as MARKS, Peer, RULE_BITS_PORT,
+        RuleKey, ServiceKey4, ServiceKey6,
     },
     family::{Family, V4, V6},
     flow::Flow,
@@ -31,6 +32,12 @@ static PEERS_V6: HashMap<Addr<V6>, Peer> = HashMap::with_max_entries(1 << 18, BP
 static PREFIXES_V4: LpmTrie<Addr<V4>, Peer> = LpmTrie::with_max_entries(1 << 16, 0);
 #[map]
 static PREFIXES_V6: LpmTrie<Addr<V6>, Peer> = LpmTrie::with_max_entries(1 << 16, 0);
+#[map]
+static SERVICES_V4: HashMap<ServiceKey4, u32> = HashMap::with_max_entries(1 << 16, BPF_F_NO_PREALLOC);
+#[map]
+static SERVICES_V6: HashMap<ServiceKey6, u32> = HashMap::with_max_entries(1 << 16, BPF_F_NO_PREALLOC);
+#[map]
+static ORIGINS: Array<u32> = Array::with_max_entries(MARKS, 0);
 /// The value is the number of the rule, for the flow log.
 #[map]
 static RULES: LpmTrie<RuleKey, u32> = LpmTrie::with_max_entries(1 << 22, 0);

@@ -93,6 +93,7 @@ impl Node {
         let mut maps = Maps::take(&mut ebpf)?;
         maps.configure(bulkhead_ebpf::abi::Config {
             tunnel_port_be: settings.tunnel_port.to_be_bytes(),
+            mark_mask: settings.mark_mask,
             ..Default::default()
         })?;
         let tables = Tables::open(maps, Some(&settings.state.join("numbers.json")))?;

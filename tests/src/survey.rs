@@ -141,8 +141,7 @@ impl Party {
     fn ip(&self, family: Family) -> IpAddr {
         match (self, family) {
             (Self::Pod(pod), _) => pod.ip(family),
-            (Self::Node(node), Family::V4) => node.ipv4().into(),
-            (Self::Node(node), Family::V6) => node.ipv6().into(),
+            (Self::Node(node), _) => node.ip(family),
             (Self::World, Family::V4) => WORLD_V4.into(),
             (Self::World, Family::V6) => WORLD_V6.into(),
         }

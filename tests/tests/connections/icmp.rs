@@ -64,10 +64,11 @@ fn an_error_passes_exactly_if_it_quotes_a_tracked_packet() {
             let echo = |id| Packet::echo_request(web.ip(family), its, id);
             let tracked = [datagram(40_000), echo(1)];
             arrive(web.netns(), &mut at_db, &tracked);
-            let (router, host) = match family {
-                Family::V4 => (WORLD_V4.into(), lab.node(node).ipv4().into()),
-                Family::V6 => (WORLD_V6.into(), lab.node(node).ipv6().into()),
+            let router = match family {
+                Family::V4 => WORLD_V4.into(),
+                Family::V6 => WORLD_V6.into(),
             };
+            let host = lab.node(node).ip(family);
             for (from, reporter) in [(db.netns(), its), (lab.world(), router), (lab.node(node).netns(), host)]
             {
                 for trouble in [Trouble::PortUnreachable, Trouble::TimeExceeded, Trouble::TooBig(1400)] {

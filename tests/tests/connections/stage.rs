@@ -1,8 +1,17 @@
 //! Pods to connect, policies for them, and proofs that a packet did or did not get through.
 
-use std::{net::SocketAddr, thread, time::Duration};
+use std::{
+    io::{Read, Write},
+    net::{SocketAddr, TcpStream},
+    os::fd::AsRawFd,
+    thread,
+    time::Duration,
+};
 
 use lab::{Family, Lab, Plan, Pod, PodSpec, Transport, netns::Netns, raw::Packet, sniffer::Sniffer};
+use nix::sys::socket::{
+    AddressFamily, SockFlag, SockType, SockaddrStorage, bind, connect, setsockopt, socket, sockopt,
+};
 
 pub const FAMILIES: [Family; 2] = [Family::V4, Family::V6];
 /// How long a packet may be under way on a loaded machine.
@@ -65,4 +74,25 @@ pub fn vanish(from: &Netns, to: &mut Sniffer, packets: &[Packet], but: &Packet) 
     for packet in packets {
         assert!(!to.seen().unwrap().contains(packet), "{packet:?} has arrived from {}", from.name());
     }
+}
+
+/// Connects from this port, whatever else still knows it.
+pub fn connect_from(pod: &Pod, own: SocketAddr, to: SocketAddr) -> TcpStream {
+    let family = if to.is_ipv4() { AddressFamily::Inet } else { AddressFamily::Inet6 };
+    let _inside = pod.netns().enter().unwrap();
+    let socket = socket(family, SockType::Stream, SockFlag::SOCK_CLOEXEC, None).unwrap();
+    setsockopt(&socket, sockopt::ReuseAddr, &true).unwrap();
+    bind(socket.as_raw_fd(), &SockaddrStorage::from(own)).unwrap();
+    connect(socket.as_raw_fd(), &SockaddrStorage::from(to)).unwrap_or_else(|e| panic!("{own} to {to}: {e}"));
+    let stream = TcpStream::from(socket);
+    stream.set_read_timeout(Some(ARRIVES_WITHIN)).unwrap();
+    stream
+}
+
+/// Sends to an echo server, and gets it back.
+pub fn exchange(stream: &mut TcpStream, data: &[u8]) {
+    stream.write_all(data).unwrap();
+    let mut echo = vec![0; data.len()];
+    stream.read_exact(&mut echo).unwrap();
+    assert!(echo == data, "the echo is the question");
 }

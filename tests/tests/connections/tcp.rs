@@ -1,24 +1,22 @@
 //! How TCP connections begin, end, and begin again.
 
 use std::{
-    io::{Read, Write},
+    io::Read,
     net::{Shutdown, SocketAddr, TcpStream},
-    os::fd::{AsFd, AsRawFd},
+    os::fd::AsFd,
 };
 
 use lab::{
-    Lab, Pod,
+    Lab,
     matrix::SETTLES_WITHIN,
     raw::{ACK, FIN, Packet, RST, SYN},
     sniffer::Sniffer,
     until,
 };
-use nix::sys::socket::{
-    AddressFamily, SockFlag, SockType, SockaddrStorage, bind, connect, setsockopt, socket, sockopt,
-};
+use nix::sys::socket::{setsockopt, sockopt};
 use serde_json::Value;
 
-use crate::stage::{ARRIVES_WITHIN, FAMILIES, at, lab_with, packets, policy, vanish};
+use crate::stage::{FAMILIES, at, connect_from, exchange, lab_with, packets, policy, vanish};
 
 const ADMIT_WEBS: &str = "policyTypes: [Ingress], ingress: [{from: [{podSelector: {matchLabels: {app: web}}}], ports: [{port: 80}]}]";
 
@@ -46,26 +44,6 @@ fn a_segment_from_the_middle_of_no_connection_is_dropped() {
             assert!(after >= before + 4, "{family}, node {node}: {before} to {after}");
         }
     }
-}
-
-/// Connects from this port, whatever else still knows it.
-fn connect_from(pod: &Pod, own: SocketAddr, to: SocketAddr) -> TcpStream {
-    let family = if to.is_ipv4() { AddressFamily::Inet } else { AddressFamily::Inet6 };
-    let _inside = pod.netns().enter().unwrap();
-    let socket = socket(family, SockType::Stream, SockFlag::SOCK_CLOEXEC, None).unwrap();
-    setsockopt(&socket, sockopt::ReuseAddr, &true).unwrap();
-    bind(socket.as_raw_fd(), &SockaddrStorage::from(own)).unwrap();
-    connect(socket.as_raw_fd(), &SockaddrStorage::from(to)).unwrap_or_else(|e| panic!("{own} to {to}: {e}"));
-    let stream = TcpStream::from(socket);
-    stream.set_read_timeout(Some(ARRIVES_WITHIN)).unwrap();
-    stream
-}
-
-fn exchange(stream: &mut TcpStream, data: &[u8]) {
-    stream.write_all(data).unwrap();
-    let mut echo = vec![0; data.len()];
-    stream.read_exact(&mut echo).unwrap();
-    assert!(echo == data, "the echo is the question");
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -1,7 +1,5 @@
 //! Whose an address is: of pods that have finished, of the next pod that gets it, of pods on the host's network.
 
-use std::fs;
-
 use lab::Family;
 use serde_json::json;
 
@@ -22,11 +20,7 @@ fn finished_pods_and_pods_on_the_hosts_network_are_no_peers_and_a_reused_address
     lab.stop_pod("shop/web-1").unwrap();
     lab.manifests().write_text("pod-shop-web-1.yaml", &manifest).unwrap();
     finish(lab, "shop/web-1");
-    for family in 0..2 {
-        // Without its memory the address plugin gives the lowest free address.
-        fs::remove_file(lab.node(1).dir().join(format!("host-local/cbr0/last_reserved_ip.{family}")))
-            .unwrap();
-    }
+    lab.node(1).forget_last_address().unwrap();
     let heir = lab.start_pod(pod("other/heir-1", "heir")).unwrap();
     assert_eq!([Family::V4, Family::V6].map(|family| heir.ip(family)), addresses);
     Stage::resumed(stage.lab).play(&[Scenario {

@@ -5,9 +5,14 @@ use std::{
     time::{Duration, Instant},
 };
 
-use lab::{Family, Lab, Stream, matrix::SETTLES_WITHIN};
+use lab::{
+    Family, Lab, Stream,
+    matrix::SETTLES_WITHIN,
+    raw::{ACK, Packet},
+    sniffer::Sniffer,
+};
 
-use crate::stage::{at, lab_with, packets, policy};
+use crate::stage::{FAMILIES, at, connect_from, exchange, lab_with, packets, policy, vanish};
 
 const PACE: Duration = Duration::from_micros(200);
 /// A conversation that had an echo every fraction of a millisecond is over after such a silence.
@@ -24,13 +29,21 @@ struct Tightening {
     reason: &'static str,
 }
 
-const TIGHTENINGS: [Tightening; 4] = [
+const TIGHTENINGS: [Tightening; 5] = [
     Tightening {
         name: "policy edit",
         client: "shop/web-1",
         family: Family::V4,
         tighten: |lab| admit(lab, &[FRIENDS, OPS]),
         loosen: |lab| admit(lab, &[FRIENDS, OPS, WEBS]),
+        reason: "policy-denied",
+    },
+    Tightening {
+        name: "egress policy",
+        client: "shop/web-1",
+        family: Family::V4,
+        tighten: |lab| policy(lab, "silent", "web", "policyTypes: [Egress]"),
+        loosen: |lab| lab.delete("NetworkPolicy", "shop/silent").unwrap(),
         reason: "policy-denied",
     },
     Tightening {
@@ -74,7 +87,7 @@ fn label(lab: &Lab, kind: &str, key: &str, label: (&str, &str)) {
 /// `$LAB_CUTS` times, over the tightenings in turn.
 #[test]
 fn a_tightening_cuts_a_live_stream_and_leaves_the_others_alone() {
-    let cuts: usize = env::var("LAB_CUTS").map_or(12, |n| n.parse().unwrap());
+    let cuts: usize = env::var("LAB_CUTS").map_or(10, |n| n.parse().unwrap());
     let lab = lab_with(&["shop/db-1", "shop/web-1", "shop/friend-1", "shop/friend-2", "other/guest-2"]);
     lab.namespace("shop", &[(TENANT, "red")]).unwrap();
     lab.namespace("other", &[(TENANT, "red"), ("team", "ops")]).unwrap();
@@ -131,5 +144,48 @@ fn a_tightening_cuts_a_live_stream_and_leaves_the_others_alone() {
         let (cuts, p50, p99) = percentiles(which);
         let which = if which.is_empty() { "all" } else { which };
         println!("file change to last packet, {which}: {cuts} cuts, p50 {p50:?}, p99 {p99:?}");
+    }
+}
+
+#[test]
+fn a_cut_connection_is_cut_in_both_directions() {
+    const PORT: u16 = 45_000;
+    let lab = lab_with(&["shop/db-1", "shop/web-1", "shop/web-2"]);
+    let db = lab.pod("shop/db-1");
+    let mut at_db = Sniffer::start(db.netns()).unwrap();
+    let of_ingress = |lab: &Lab| {
+        policy(lab, "db", "db", "policyTypes: [Ingress], ingress: [{ports: [{port: 53, protocol: UDP}]}]");
+    };
+    let of_egress = |lab: &Lab| {
+        policy(lab, "web", "web", "policyTypes: [Egress], egress: [{ports: [{port: 53, protocol: UDP}]}]");
+    };
+    for (port, tighten) in (PORT..).zip([of_ingress, of_egress]) {
+        let webs = ["shop/web-1", "shop/web-2"].map(|web| lab.pod(web));
+        let live: Vec<_> = webs
+            .iter()
+            .flat_map(|web| FAMILIES.map(|family| (web, family)))
+            .map(|(web, family)| {
+                let mut stream = connect_from(web, at(web, family, port), at(&db, family, 80));
+                exchange(&mut stream, b"live");
+                stream
+            })
+            .collect();
+        tighten(&lab);
+        lab.settle().unwrap();
+        for web in &webs {
+            let mut at_web = Sniffer::start(web.netns()).unwrap();
+            for family in FAMILIES {
+                let (client, server) = (at(web, family, port), at(&db, family, 80));
+                let ask = Packet::udp(client, at(&db, family, 53), b"open");
+                vanish(web.netns(), &mut at_db, &[Packet::tcp(client, server, ACK, b"live")], &ask);
+                let answer = Packet::udp(at(&db, family, 53), client, b"so is this");
+                vanish(db.netns(), &mut at_web, &[Packet::tcp(server, client, ACK, b"live")], &answer);
+            }
+        }
+        drop(live);
+        for policy in ["shop/db", "shop/web"] {
+            let _ = lab.delete("NetworkPolicy", policy); // one of them is there
+        }
+        lab.settle().unwrap();
     }
 }

@@ -100,3 +100,20 @@ fn later_fragments_alone_never_arrive() {
         }
     }
 }
+
+#[test]
+fn an_ipv6_datagram_in_one_fragment_is_judged_as_a_whole_one() {
+    let lab = lab_with(&["shop/db-1", "shop/web-1", "shop/web-2"]);
+    policy(&lab, "db", "db", ADMIT_WEBS);
+    lab.settle().unwrap();
+    let db = lab.pod("shop/db-1");
+    let mut at_db = Sniffer::start(db.netns()).unwrap();
+    for web in ["shop/web-1", "shop/web-2"].map(|web| lab.pod(web)) {
+        let atomic = |port| {
+            let whole = Packet::udp(at(&web, Family::V6, 40_000), at(&db, Family::V6, port), b"RFC 6946");
+            whole.fragments(11, 1400)
+        };
+        assert_eq!(atomic(53).len(), 1);
+        vanish(web.netns(), &mut at_db, &atomic(54), &atomic(53)[0]);
+    }
+}

@@ -88,3 +88,25 @@ fn an_error_passes_exactly_if_it_quotes_a_tracked_packet() {
         }
     }
 }
+
+#[test]
+fn a_rule_with_ports_admits_no_echo_and_one_without_does() {
+    let lab = lab_with(&["shop/db-1", "shop/web-1", "shop/web-2"]);
+    let db = lab.pod("shop/db-1");
+    let mut at_db = Sniffer::start(db.netns()).unwrap();
+    for (id, rule) in [(1, "{ports: [{port: 53, protocol: UDP}, {}]}"), (2, "{}")] {
+        policy(&lab, "db", "db", &format!("policyTypes: [Ingress], ingress: [{rule}]"));
+        lab.settle().unwrap();
+        for web in ["shop/web-1", "shop/web-2"].map(|web| lab.pod(web)) {
+            for family in FAMILIES {
+                let echo = Packet::echo_request(web.ip(family), db.ip(family), id);
+                let datagram = Packet::udp(at(&web, family, 40_000 + id), at(&db, family, 53), b"open");
+                if id == 1 {
+                    vanish(web.netns(), &mut at_db, &[echo], &datagram);
+                } else {
+                    arrive(web.netns(), &mut at_db, &[echo, datagram]);
+                }
+            }
+        }
+    }
+}

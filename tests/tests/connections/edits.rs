@@ -4,7 +4,7 @@ use std::{env, time::Duration};
 
 use lab::{Family, Lab, Stream};
 
-use crate::stage::{at, lab_with, policy};
+use crate::stage::{at, lab_with, packets, policy};
 
 const WEBS: &str = "{podSelector: {matchLabels: {app: web}}}";
 
@@ -79,7 +79,13 @@ fn a_stream_that_stays_allowed_loses_nothing_over_many_edits() {
     policy(&lab, "db", "db", &format!("policyTypes: [Ingress], ingress: [{{from: [{WEBS}]}}]"));
     lab.settle().unwrap();
     let updates = || lab.agent(1).status().unwrap()["datapath"]["updates"].as_u64().unwrap();
-    let before = updates();
+    // What a lost packet would be counted as at the hooks; the ends would have to send it again.
+    let lost = || {
+        let reasons = ["policy-denied", "tenant-boundary", "not-tracked", "no-endpoint", "source-ip"];
+        [1, 2].map(|node| reasons.map(|reason| packets(&lab, node, reason)))
+    };
+    let retransmitted = || lab.pods().iter().map(|pod| pod.netns().retransmitted().unwrap()).sum::<u64>();
+    let before = (updates(), lost(), retransmitted());
     let db = lab.pod("shop/db-1");
     let streams = [
         ("shop/web-1", Family::V4),
@@ -94,8 +100,10 @@ fn a_stream_that_stays_allowed_loses_nothing_over_many_edits() {
         EDITS[n % EDITS.len()](&lab, (n / EDITS.len()).is_multiple_of(2));
         lab.settle().unwrap();
     }
-    assert!(updates() - before >= u64::try_from(edits).unwrap(), "the kernel was written for every edit");
-    for report in streams.map(Stream::stop) {
+    let reports = streams.map(Stream::stop);
+    assert!(updates() - before.0 >= u64::try_from(edits).unwrap(), "the kernel was written for every edit");
+    assert_eq!((lost(), retransmitted()), (before.1, before.2));
+    for report in reports {
         assert!(report.sent > 20, "{report:?}");
         assert_eq!(
             (report.echoed, report.retransmitted, report.broken.clone()),

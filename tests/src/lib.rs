@@ -3,7 +3,8 @@
 //! ```text
 //! netns ─▶ node ─▶ topology (Lab) ◀─ agent      what is there
 //!          chain ─▶ pod ◀─ kubelet              what starts
-//!          server ◀─▶ probe ─▶ matrix, traffic  what is asked
+//!          server ◀─▶ probe ─▶ matrix, survey, traffic
+//!                     raw ─▶ sniffer    what is asked
 //!          bench                               what it costs
 //! ```
 //!
@@ -23,7 +24,10 @@ pub mod node;
 pub mod patience;
 pub mod pod;
 pub mod probe;
+pub mod raw;
 pub mod server;
+pub mod sniffer;
+pub mod survey;
 pub mod topology;
 pub mod traffic;
 
@@ -33,5 +37,6 @@ pub use matrix::Matrix;
 pub use patience::until;
 pub use pod::{Pod, PodSpec, Start};
 pub use probe::{Family, Outcome, Transport};
+pub use survey::{Question, Survey};
 pub use topology::{Lab, Plan};
 pub use traffic::{Knock, Stream};

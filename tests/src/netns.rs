@@ -131,6 +131,17 @@ impl Netns {
             .with_context(|| format!("cannot write {value} to {} in {}", path.display(), self.name))
     }
 
+    /// TCP segments that any socket inside has had to send twice.
+    pub fn retransmitted(&self) -> Result<u64> {
+        let _inside = self.enter()?;
+        let text = fs::read_to_string("/proc/thread-self/net/snmp")?;
+        let mut lines = text.lines().filter_map(|line| line.strip_prefix("Tcp: "));
+        let (names, values) = (lines.next().unwrap_or_default(), lines.next().unwrap_or_default());
+        let mut counters = names.split(' ').zip(values.split(' '));
+        let (_, count) = counters.find(|(name, _)| *name == "RetransSegs").context("no RetransSegs")?;
+        Ok(count.parse()?)
+    }
+
     fn batch(&self, tool: &str, lines: &str) -> Result<()> {
         let mut child = self
             .command(tool)?

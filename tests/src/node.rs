@@ -2,6 +2,7 @@
 
 use std::{
     fmt::Write as _,
+    fs,
     net::{IpAddr, Ipv4Addr, Ipv6Addr},
     path::{Path, PathBuf},
     sync::Arc,
@@ -11,7 +12,7 @@ use anyhow::Result;
 use ipnetwork::{IpNetwork, Ipv4Network, Ipv6Network};
 use serde_json::{Value, json};
 
-use crate::netns::Netns;
+use crate::{chain::NETWORK, netns::Netns, probe::Family};
 
 /// MTU of pods, `cni0` and both overlay devices.
 pub const POD_MTU: u32 = 1450;
@@ -37,7 +38,7 @@ impl Node {
     pub(crate) fn create(number: u8, lab: &str, dir: &Path, underlay: &Netns) -> Result<Self> {
         let netns = Netns::create(&format!("{lab}-node{number}"))?;
         let node = Self { number, netns, dir: dir.join(format!("node-{number}")) };
-        std::fs::create_dir_all(&node.dir)?;
+        fs::create_dir_all(&node.dir)?;
         for key in ["net/ipv4/ip_forward", "net/ipv6/conf/all/forwarding", "net/ipv6/conf/default/forwarding"]
         {
             node.netns.sysctl(key, "1")?;
@@ -125,6 +126,38 @@ impl Node {
     pub fn pods_v6(&self) -> Ipv6Network {
         Ipv6Network::new(Ipv6Addr::new(0xfd00, 0x10, 0x244, self.number.into(), 0, 0, 0, 0), 64)
             .expect("64 is a prefix length")
+    }
+
+    /// Its address of this family on the bridge: what pods have as gateway.
+    pub fn gateway(&self, family: Family) -> IpAddr {
+        match family {
+            Family::V4 => self.pods_v4().nth(1).expect("a /24 has it").into(),
+            Family::V6 => self.pods_v6().iter().nth(1).expect("a /64 has it").into(),
+        }
+    }
+
+    /// Its address of this family on the overlay: under which its own traffic reaches other nodes' pods.
+    pub fn overlay(&self, family: Family) -> IpAddr {
+        match family {
+            Family::V4 => self.pods_v4().network().into(),
+            Family::V6 => self.pods_v6().network().into(),
+        }
+    }
+
+    /// The node's own address of this family on the underlay.
+    pub fn ip(&self, family: Family) -> IpAddr {
+        match family {
+            Family::V4 => self.ipv4().into(),
+            Family::V6 => self.ipv6().into(),
+        }
+    }
+
+    /// The address plugin forgets which address it gave last: the next pod gets the lowest free one.
+    pub fn forget_last_address(&self) -> Result<()> {
+        let dir = self.dir.join("host-local").join(NETWORK);
+        [0, 1]
+            .into_iter()
+            .try_for_each(|family| Ok(fs::remove_file(dir.join(format!("last_reserved_ip.{family}")))?))
     }
 
     /// The Node object as the API server would show it.

@@ -56,9 +56,14 @@ impl PodSpec {
 
     /// Serves this port, and declares it under a name such as `tcp-80`.
     #[must_use]
-    pub fn serve(mut self, transport: Transport, port: u16) -> Self {
+    pub fn serve(self, transport: Transport, port: u16) -> Self {
+        self.serve_as(&format!("{transport}-{port}").to_lowercase(), transport, port)
+    }
+
+    /// Serves this port, and declares it under this name.
+    #[must_use]
+    pub fn serve_as(mut self, name: &str, transport: Transport, port: u16) -> Self {
         let declared = self.manifest["spec"]["containers"][0]["ports"].as_array_mut().expect("made by new");
-        let name = format!("{transport}-{port}").to_lowercase();
         declared.push(json!({"name": name, "containerPort": port, "protocol": transport.to_string()}));
         self
     }

@@ -12,7 +12,7 @@ use std::{
     thread,
 };
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result, bail, ensure};
 use nix::mount::{MntFlags, MsFlags, mount, umount2};
 use serde_json::{Value, json};
 
@@ -21,8 +21,10 @@ use crate::{
     binaries,
     chain::Chain,
     kubelet::Manifests,
+    matrix::SETTLES_WITHIN,
     netns::{NETNS_DIR, Netns, remove_namespace, require_root},
     node::{Node, UNDERLAY_MTU, WORLD_V4, WORLD_V6},
+    patience::until,
     pod::{Pod, PodSpec, Start},
 };
 
@@ -79,6 +81,7 @@ pub struct Lab {
     world: Netns,
     manifests: Manifests,
     pod_numbers: AtomicU32,
+    marks: AtomicU32,
     dir: LabDir,
 }
 
@@ -121,8 +124,17 @@ impl Lab {
                     .collect()
             }
         };
-        let pods = Mutex::default();
-        Ok(Self { pods, agents, chains, nodes, world, manifests, pod_numbers: AtomicU32::new(0), dir })
+        Ok(Self {
+            pods: Mutex::default(),
+            agents,
+            chains,
+            nodes,
+            world,
+            manifests,
+            pod_numbers: AtomicU32::new(0),
+            marks: AtomicU32::new(0),
+            dir,
+        })
     }
 
     /// Unique on this machine; prefix of all namespaces.
@@ -221,6 +233,30 @@ impl Lab {
     /// Writes every object of a YAML text (several documents allowed), as `kubectl apply` would store them.
     pub fn apply(&self, yaml: &str) -> Result<Vec<Value>> {
         self.manifests.apply(yaml)
+    }
+
+    /// Changes a stored object, as `kubectl edit` does; `key` as for [`Lab::delete`].
+    pub fn edit(&self, kind: &str, key: &str, change: impl FnOnce(&mut Value)) -> Result<()> {
+        self.manifests.edit(kind, key, change)
+    }
+
+    /// Waits until every agent has taken in the manifests as they are now, and so has its kernel.
+    ///
+    /// An agent that has read one more object of a kind that it only counts has read all that was there before.
+    pub fn settle(&self) -> Result<()> {
+        const KIND: &str = "ConfigMap";
+        let number = self.marks.fetch_add(1, Ordering::Relaxed) + 1;
+        let mark =
+            |n: u32| json!({"apiVersion": "v1", "kind": KIND, "metadata": {"name": format!("mark-{n}")}});
+        let marks: Vec<_> = (1..=number).map(|n| mark(n).to_string()).collect();
+        self.manifests.write_text(&format!("{}-marks.yaml", KIND.to_lowercase()), &marks.join("\n---\n"))?;
+        for agent in &self.agents {
+            let seen = |status: &Value| status["source"]["ignored"][KIND].as_u64().unwrap_or_default();
+            let status = until(SETTLES_WITHIN, || agent.status(), |status| seen(status) >= number.into())?;
+            ensure!(seen(&status) >= number.into(), "an agent has not seen the last change: {status:#}");
+            ensure!(status["datapath"]["error"].is_null(), "the kernel does not follow: {status:#}");
+        }
+        Ok(())
     }
 
     /// Marks the lab as one that [`kept`] lists.

@@ -74,11 +74,11 @@ impl Stage {
         }
         // The ports have one name and two numbers.
         lab.start_pods([
-            pod("shop/client", 1, json!({"app": "client"}), 8080),
-            pod("shop/stranger", 1, json!({"app": "stranger"}), 8080),
-            pod("shop/local", 1, json!({"app": "local"}), 8080),
-            pod("shop/far-a", 2, json!({"app": "far", "copy": "a"}), 8080),
-            pod("shop/far-b", 2, json!({"app": "far", "copy": "b"}), 9090),
+            pod("shop/client", 1, &[("app", "client")], 8080),
+            pod("shop/stranger", 1, &[("app", "stranger")], 8080),
+            pod("shop/local", 1, &[("app", "local")], 8080),
+            pod("shop/far-a", 2, &[("app", "far"), ("copy", "a")], 8080),
+            pod("shop/far-b", 2, &[("app", "far"), ("copy", "b")], 9090),
         ])
         .unwrap();
         let serve = |netns: &Netns, port| {
@@ -207,9 +207,10 @@ impl Stage {
     /// Asks until every row has come true, and fails with those that do not in time.
     pub fn expect(&self, when: &str, rows: &[Row]) {
         let wrong = |seen: &Vec<Vec<Outcome>>| {
-            let of_row =
-                rows.iter().zip(seen).filter(|(row, seen)| seen.iter().any(|outcome| *outcome != row.3));
-            of_row.map(|(row, seen)| format!("\n  {row:?}: {seen:?}")).collect::<String>()
+            rows.iter()
+                .zip(seen)
+                .filter(|(row, seen)| seen.iter().any(|outcome| *outcome != row.3))
+                .fold(String::new(), |text, (row, seen)| text + &format!("\n  {row:?}: {seen:?}"))
         };
         let seen = until(SETTLES_WITHIN, || Ok(self.ask(rows)), |seen| wrong(seen).is_empty()).unwrap();
         assert!(wrong(&seen).is_empty(), "{when}, (IPv4 TCP, IPv4 UDP, IPv6 TCP, IPv6 UDP):{}", wrong(&seen));
@@ -250,8 +251,9 @@ pub const WAYS: [(Family, Transport); 4] = [
 ];
 
 /// Serves TCP as `web` and UDP as `dns` at this port.
-fn pod(key: &str, node: u8, labels: serde_json::Value, port: u16) -> PodSpec {
+fn pod(key: &str, node: u8, labels: &[(&str, &str)], port: u16) -> PodSpec {
     let (namespace, name) = key.split_once('/').unwrap();
+    let labels: BTreeMap<_, _> = labels.iter().copied().collect();
     PodSpec::from_manifest(json!({
         "apiVersion": "v1", "kind": "Pod",
         "metadata": {"namespace": namespace, "name": name, "labels": labels},

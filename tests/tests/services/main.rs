@@ -5,4 +5,5 @@
 #![expect(clippy::unwrap_used, reason = "tests")]
 
 mod flat;
+mod policed;
 mod stage;

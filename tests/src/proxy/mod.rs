@@ -5,16 +5,17 @@
 //! ```
 //!
 //! The rules have the shape that kube-proxy gives them in either of its modes, so that packets meet on a lab's
-//! node what they meet on a real one. One thing is left out: kube-proxy also makes the kernel forget UDP
-//! conversations with backends that are gone.
+//! node what they meet on a real one. As kube-proxy does, it also makes the kernel forget UDP conversations with
+//! backends that are gone.
 
+mod conntrack;
 mod iptables;
 mod nftables;
 
 use std::{
     collections::{BTreeMap, BTreeSet},
     hash::{DefaultHasher, Hash, Hasher},
-    net::IpAddr,
+    net::{IpAddr, SocketAddr},
     sync::{Arc, Mutex},
 };
 
@@ -25,7 +26,7 @@ use serde_json::Value;
 use crate::{
     kubelet,
     node::{Node, pod_network},
-    probe::Family,
+    probe::{Family, Transport},
     services::{self, ServicePort},
     topology::Lab,
 };
@@ -111,6 +112,11 @@ impl Proxy {
             };
             self.carry_out(family, &rules.text)?;
             *before = rules.written;
+            conntrack::forget(self.node.netns(), family, |conversation| {
+                let mut udp = ports.iter().filter(|port| port.transport == Transport::Udp);
+                let port = udp.find(|port| port.is_at(&site, conversation.asked));
+                port.is_some_and(|port| !port.backends.contains(&conversation.answers))
+            })?;
         }
         Ok(())
     }
@@ -134,6 +140,12 @@ impl Proxy {
 }
 
 impl ServicePort {
+    /// Whether this is one of the addresses that lead here, on this node.
+    fn is_at(&self, site: &Site, at: SocketAddr) -> bool {
+        let own = self.cluster_ip == Some(at.ip()) || self.external_ips.contains(&at.ip());
+        own && self.port == at.port() || at.ip() == site.node && self.node_port == Some(at.port())
+    }
+
     /// `tcp` or `udp`.
     fn protocol(&self) -> String {
         self.transport.to_string().to_lowercase()

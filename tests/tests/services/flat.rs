@@ -2,7 +2,7 @@
 
 use std::{
     collections::BTreeSet,
-    net::SocketAddr,
+    net::{IpAddr, SocketAddr, UdpSocket},
     sync::{
         Arc,
         atomic::{AtomicBool, Ordering},
@@ -141,6 +141,11 @@ pub fn endpoints_change_under_traffic(stage: &Stage) {
     stage.place("shop/moving", &both(&old, 8080));
     stage.refresh();
     stage.expect("before it moves", &[("client", "shop/moving", Door::Cluster, Outcome::Reached)]);
+    let datagrams = Family::BOTH.map(|family| {
+        let to = stage.at("shop/moving", Door::Cluster, family, Transport::Udp);
+        Conversation::start(&client, to)
+    });
+    assert!(datagrams.iter().all(Conversation::is_answered));
     let streams = Family::BOTH.map(|family| {
         let to = stage.at("shop/moving", Door::Cluster, family, Transport::Tcp);
         Stream::start(client.netns(), to, Duration::from_millis(1)).unwrap()
@@ -160,9 +165,9 @@ pub fn endpoints_change_under_traffic(stage: &Stage) {
     });
     stage.place("shop/moving", &both(&new, 9090));
     stage.refresh();
-    // Asked by another pod: the kernel remembers a while which backend a UDP port of this client has talked to.
+    // Asked by another pod, whose numbers are not stirred by the noise of this one.
+    let backends = [old, new];
     for (family, transport) in WAYS {
-        let backends = [Arc::clone(&old), Arc::clone(&new)];
         let hit: BTreeSet<_> = (0..10)
             .flat_map(|_| hits(stage, "stranger", "shop/moving", (family, transport), &backends))
             .collect();
@@ -174,8 +179,36 @@ pub fn endpoints_change_under_traffic(stage: &Stage) {
         let lost = outcomes.iter().filter(|outcome| **outcome != Outcome::Reached).collect::<Vec<_>>();
         assert!(outcomes.len() > 10 && lost.is_empty(), "{way:?}: {lost:?} of {}", outcomes.len());
     }
+    let heard =
+        || Family::BOTH.map(|family| backends.each_ref().map(|pod| pod.heard_from(client.ip(family))));
+    let before = heard();
+    assert!(datagrams.iter().all(Conversation::is_answered));
+    for (family, (before, now)) in Family::BOTH.into_iter().zip(before.into_iter().zip(heard())) {
+        assert!(
+            now[0] == before[0] && now[1] > before[1],
+            "datagrams go on to the new one, {family}: {before:?}, {now:?}"
+        );
+    }
     for stream in streams {
         let report = stream.stop();
         assert_eq!((report.broken.clone(), report.echoed), (None, report.sent), "{report:?}");
+    }
+}
+
+/// A pod's UDP socket: one address and port, whatever becomes of the other end.
+pub struct Conversation(UdpSocket);
+
+impl Conversation {
+    pub fn start(pod: &Pod, to: SocketAddr) -> Self {
+        let _inside = pod.netns().enter().unwrap();
+        let unspecified = if to.is_ipv4() { IpAddr::from([0; 4]) } else { IpAddr::from([0; 16]) };
+        let socket = UdpSocket::bind((unspecified, 0)).unwrap();
+        socket.connect(to).unwrap();
+        socket.set_read_timeout(Some(Duration::from_millis(500))).unwrap();
+        Self(socket)
+    }
+
+    pub fn is_answered(&self) -> bool {
+        self.0.send(b"still there?").is_ok() && self.0.recv(&mut [0; 16]).is_ok()
     }
 }

@@ -7,6 +7,7 @@ use std::{
         Arc,
         atomic::{AtomicBool, Ordering},
     },
+    thread,
     time::Duration,
 };
 
@@ -158,6 +159,7 @@ pub fn endpoints_change_under_traffic(stage: &Stage) {
             let mut outcomes = Vec::new();
             while !stopped.load(Ordering::Relaxed) {
                 outcomes.push(attempt_here(to, transport, PATIENCE).unwrap());
+                thread::sleep(Duration::from_millis(1));
             }
             outcomes
         };

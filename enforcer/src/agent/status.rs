@@ -73,6 +73,8 @@ pub struct Datapath {
     /// Entries in the policy maps.
     pub rules: usize,
     pub addresses: usize,
+    /// Addresses and ports at which Services are reached from here.
+    pub services: usize,
     /// Packets by reason since the maps were created.
     pub packets: BTreeMap<String, u64>,
     /// Events that found the ring buffer full; connections that found the table full.
@@ -127,6 +129,8 @@ impl Status {
             ("Node", index.nodes().count()),
             ("Pod", index.pods().count()),
             ("NetworkPolicy", index.policies().count()),
+            ("Service", index.services().services().count()),
+            ("EndpointSlice", index.services().slices().count()),
         ];
         let defects = index.policies().filter(|policy| !policy.defects.is_empty());
         Self {
@@ -253,6 +257,7 @@ impl Datapath {
             last_written: json(&node.health.last_written),
             rules: actual.rules.len(),
             addresses: actual.peers.len() + actual.prefixes.len(),
+            services: actual.services.len(),
             packets: packets.into_iter().map(|(reason, n)| (reason.name().to_owned(), n)).collect(),
             lost_events,
             lost_connections,

@@ -12,8 +12,11 @@ use std::{
 
 use ipnetwork::IpNetwork;
 
-use super::object::{
-    Key, Kind, Labels, NAMESPACE_NAME_LABEL, Namespace, NetworkPolicy, Node, Object, ObjectRef, Pod,
+use super::{
+    object::{
+        Key, Kind, Labels, NAMESPACE_NAME_LABEL, Namespace, NetworkPolicy, Node, Object, ObjectRef, Pod,
+    },
+    service::Services,
 };
 
 #[derive(Clone, Debug, Default)]
@@ -28,6 +31,7 @@ pub struct Index {
     pods: BTreeMap<Key, Arc<Pod>>,
     nodes: BTreeMap<String, Arc<Node>>,
     policies: BTreeMap<Key, Arc<NetworkPolicy>>,
+    services: Services,
     /// Who says to own an address, derived from the above and kept in step by [`Index::reclaim_pod`] and
     /// the node upserts.
     claims: BTreeMap<IpAddr, BTreeSet<Claim>>,
@@ -89,6 +93,8 @@ impl Index {
                 let name = node.name.clone();
                 self.reclaim_node(&name, |index| replace(&mut index.nodes, name.clone(), node))
             }
+            Object::Service(service) => self.services.set_service(service),
+            Object::EndpointSlice(slice) => self.services.set_slice(slice),
         }
     }
 
@@ -100,6 +106,8 @@ impl Index {
             Kind::NetworkPolicy => self.policies.remove(key).is_some(),
             Kind::Pod => self.reclaim_pod(key, |index| index.pods.remove(key).is_some()),
             Kind::Node => self.reclaim_node(&key.name, |index| index.nodes.remove(&key.name).is_some()),
+            Kind::Service => self.services.remove_service(key),
+            Kind::EndpointSlice => self.services.remove_slice(key),
         }
     }
 
@@ -182,6 +190,10 @@ impl Index {
             .take_while(move |policy| policy.key.namespace == namespace)
     }
 
+    pub fn services(&self) -> &Services {
+        &self.services
+    }
+
     /// Policies whose subject the pod is, by key; none for host-network and finished pods (semantics 31, 32).
     pub fn policies_selecting<'a>(&'a self, pod: &'a Pod) -> impl Iterator<Item = &'a NetworkPolicy> {
         self.policies_in(&pod.key.namespace)
@@ -244,6 +256,11 @@ impl Index {
     pub fn owned_addresses(&self) -> impl Iterator<Item = (IpAddr, Owner<'_>)> {
         let unclaimed = self.local_addresses.iter().filter(|a| !self.claims.contains_key(a));
         self.claims.keys().chain(unclaimed).filter_map(|a| Some((*a, self.owner(*a)?)))
+    }
+
+    /// Every address that is this node.
+    pub fn own_addresses(&self) -> impl Iterator<Item = IpAddr> {
+        self.owned_addresses().filter(|(_, owner)| *owner == Owner::ThisNode).map(|(address, _)| address)
     }
 
     /// Where pods live, known or not: all podCIDRs and the extra networks.
@@ -347,7 +364,7 @@ fn successor(address: IpAddr) -> IpAddr {
 }
 
 /// One spelling per address: an IPv4-mapped IPv6 address is IPv4.
-fn canonical(address: IpAddr) -> IpAddr {
+pub(super) fn canonical(address: IpAddr) -> IpAddr {
     address.to_canonical()
 }
 
@@ -356,7 +373,7 @@ fn only<T>(mut items: impl Iterator<Item = T>) -> Option<T> {
     items.next().is_none().then_some(first)
 }
 
-fn replace<K: Ord, V: PartialEq>(map: &mut BTreeMap<K, Arc<V>>, key: K, value: V) -> bool {
+pub(super) fn replace<K: Ord, V: PartialEq>(map: &mut BTreeMap<K, Arc<V>>, key: K, value: V) -> bool {
     if map.get(&key).is_some_and(|known| **known == value) {
         return false;
     }

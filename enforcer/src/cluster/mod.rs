@@ -1,5 +1,7 @@
 //! What we know of the cluster: one in-memory index.
 pub mod index;
 pub mod object;
+pub mod service;
 
 pub use index::{Index, Owner};
+pub use service::{Backend, Frontend, Services};

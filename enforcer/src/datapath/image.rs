@@ -1,9 +1,14 @@
 //! What the kernel's policy maps hold, as plain data, and the operations that change it.
 
-use std::{collections::BTreeMap, net::IpAddr};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    net::IpAddr,
+};
 
-use bulkhead_ebpf::abi::{Endpoint, Peer, RuleKey};
+use bulkhead_ebpf::abi::{Endpoint, ORIGINS, Peer, RuleKey};
 use ipnetwork::IpNetwork;
+
+use crate::cluster::Frontend;
 
 /// Key of the rule trie with its prefix length in bits (72, 80 to 96).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -12,10 +17,27 @@ pub struct Rule {
     pub bits: u32,
 }
 
+/// Where a Service is reached: address, port, and protocol by its IANA number.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct ServiceAddress {
+    pub address: IpAddr,
+    pub port: u16,
+    pub protocol: u8,
+}
+
+impl From<&Frontend> for ServiceAddress {
+    fn from(frontend: &Frontend) -> Self {
+        let Frontend { address, protocol, port } = *frontend;
+        Self { address, port, protocol: protocol.number() }
+    }
+}
+
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Image {
     pub peers: BTreeMap<IpAddr, Peer>,
     pub prefixes: BTreeMap<IpNetwork, Peer>,
+    /// To the identity number that stands for the backends.
+    pub services: BTreeMap<ServiceAddress, u32>,
     pub rules: BTreeMap<Rule, u32>,
     /// By host-side interface index.
     pub endpoints: BTreeMap<u32, Endpoint>,
@@ -29,6 +51,8 @@ pub enum Op {
     RemovePeer(IpAddr),
     SetPrefix(IpNetwork, Peer),
     RemovePrefix(IpNetwork),
+    SetService(ServiceAddress, u32),
+    RemoveService(ServiceAddress),
     SetEndpoint(Endpoint),
     RemoveEndpoint(u32),
 }
@@ -43,6 +67,8 @@ impl Image {
             Op::RemovePeer(address) => drop(self.peers.remove(&address)),
             Op::SetPrefix(prefix, peer) => drop(self.prefixes.insert(prefix, peer)),
             Op::RemovePrefix(prefix) => drop(self.prefixes.remove(&prefix)),
+            Op::SetService(address, identity) => drop(self.services.insert(address, identity)),
+            Op::RemoveService(address) => drop(self.services.remove(&address)),
             Op::SetEndpoint(endpoint) => drop(self.endpoints.insert(endpoint.ifindex, endpoint)),
             Op::RemoveEndpoint(ifindex) => drop(self.endpoints.remove(&ifindex)),
         }
@@ -74,5 +100,20 @@ impl Image {
         let gone_prefixes =
             self.prefixes.keys().filter(|p| !prefixes.contains_key(p)).map(|p| Op::RemovePrefix(*p));
         set_prefixes.chain(set_peers).chain(gone_peers).chain(gone_prefixes).collect()
+    }
+
+    /// A frontend that is gone becomes an address like any other.
+    pub fn moved_services(&self, services: &BTreeMap<ServiceAddress, u32>) -> Vec<Op> {
+        let set = services.iter().filter(|(address, identity)| self.services.get(address) != Some(identity));
+        let set = set.map(|(address, identity)| Op::SetService(*address, *identity));
+        let gone = self.services.keys().filter(|address| !services.contains_key(address));
+        set.chain(gone.map(|address| Op::RemoveService(*address))).collect()
+    }
+
+    /// The lowest number under which no endpoint's packets are marked; `None`: all are taken.
+    pub fn free_mark(&self) -> Option<u16> {
+        let taken: BTreeSet<u32> = self.endpoints.values().map(|endpoint| endpoint.mark.into()).collect();
+        let free = (1..ORIGINS).find(|mark| !taken.contains(mark))?;
+        u16::try_from(free).ok()
     }
 }

@@ -21,9 +21,10 @@ use std::{
 };
 
 use aya::{EbpfError, maps::MapError, pin::PinError, programs::ProgramError};
+use bulkhead_ebpf::abi;
 
 pub use self::{
-    image::{Image, Op, Rule},
+    image::{Image, Op, Rule, ServiceAddress},
     numbers::{Numbers, NumbersError},
     transition::{Expanded, Local, Plan},
 };
@@ -54,6 +55,8 @@ pub enum DatapathError {
     NoSuchProgram(&'static str),
     #[error(transparent)]
     Numbers(#[from] NumbersError),
+    #[error("more than {} pods on one node: the marks of their packets do not suffice", abi::ORIGINS - 1)]
+    OutOfMarks,
 }
 
 /// The policy maps of one node, with what they mean.
@@ -72,6 +75,7 @@ pub struct Tables<K> {
 #[serde(rename_all = "camelCase")]
 pub struct Written {
     pub rules: usize,
+    /// Of pods, nodes, prefixes and Services.
     pub addresses: usize,
     pub endpoints: usize,
 }
@@ -103,6 +107,9 @@ impl<K: Kernel> Tables<K> {
     ) -> Result<Plan, DatapathError> {
         let plan = transition::plan(&mut self.numbers, &self.actual, &self.expanded, compile, scope, locals);
         self.save_numbers()?;
+        if plan.target.endpoints.values().any(|endpoint| endpoint.mark == 0) {
+            return Err(DatapathError::OutOfMarks); // the pod's egress to Services could not be judged
+        }
         Ok(plan)
     }
 

@@ -109,7 +109,7 @@ impl Numbers {
             Identity::RemoteNode => abi::IDENTITY_REMOTE_NODE,
             Identity::World => abi::IDENTITY_WORLD,
             Identity::UnknownPod => abi::IDENTITY_UNKNOWN_POD,
-            Identity::Pod(_) => self.identities.number(identity),
+            Identity::Pod(_) | Identity::Service(_) => self.identities.number(identity),
         }
     }
 
@@ -143,6 +143,7 @@ impl Numbers {
         let endpoints = || image.endpoints.values();
         let is_blocks = |peer: &u32| peer & abi::BLOCKS_TAG != 0;
         self.identities.stay_above(addresses().map(|a| a.identity));
+        self.identities.stay_above(image.services.values().copied());
         self.identities.stay_above(rules().map(|r| r.peer).filter(|p| !is_blocks(p)));
         self.identities.stay_above(endpoints().map(|e| e.identity));
         self.block_sets.stay_above(addresses().map(|a| a.blocks & !abi::BLOCKS_TAG));
@@ -160,7 +161,8 @@ impl Numbers {
     pub fn forget_unused(&mut self, image: &Image) {
         let addresses = || image.peers.values().chain(image.prefixes.values());
         let peers: BTreeSet<u32> = image.rules.keys().map(|rule| rule.key.peer).collect();
-        let identities: BTreeSet<u32> = addresses().map(|a| a.identity).collect();
+        let identities: BTreeSet<u32> =
+            addresses().map(|a| a.identity).chain(image.services.values().copied()).collect();
         let own: BTreeSet<u32> = image.endpoints.values().map(|e| e.identity).collect();
         let blocks: BTreeSet<u32> = addresses().map(|a| a.blocks).collect();
         let rule_sets: BTreeSet<u32> = image.endpoints.values().map(|e| e.policy.rule_set()).collect();

@@ -77,13 +77,13 @@ pub fn plan(
     let wanted = draft.rule_sets_of(&compiled, locals);
     let in_force = draft.rule_sets_in_force();
     draft.write_rules(&compiled, in_force.union(&wanted));
-    let moved = draft.move_addresses(&compiled);
+    let moved = draft.move_addresses(&compiled, locals);
     draft.switch_endpoints(&compiled, locals, moved);
 
     if both != scope {
         compiled = compile(&scope);
         draft.write_rules(&compiled, wanted.iter());
-        draft.move_addresses(&compiled);
+        draft.move_addresses(&compiled, locals);
         draft.switch_endpoints(&compiled, locals, false);
     }
     Plan { ops: draft.ops, target: draft.image, compiled, scope, expanded: draft.expanded }
@@ -99,6 +99,7 @@ pub fn stale_rules(image: &Image, expanded: &mut Expanded) -> Vec<Op> {
     let rule_sets: BTreeSet<u32> = endpoints().map(|endpoint| endpoint.policy.rule_set()).collect();
     let addresses = image.peers.values().chain(image.prefixes.values());
     let mut peers: BTreeSet<u32> = addresses.flat_map(|peer| [peer.identity, peer.blocks]).collect();
+    peers.extend(image.services.values());
     peers.extend(endpoints().map(|endpoint| endpoint.identity));
     peers.extend([abi::PEER_ANY, abi::IDENTITY_HOST]); // every rule set has entries for these
     expanded.retain(|rule_set, _| rule_sets.contains(rule_set));
@@ -180,15 +181,39 @@ impl Draft<'_> {
     }
 
     /// Tells whether any address changed its meaning or its number.
-    fn move_addresses(&mut self, compiled: &Compiled) -> bool {
-        let peers: BTreeMap<IpAddr, _> =
+    fn move_addresses(&mut self, compiled: &Compiled, locals: &BTreeMap<u32, Local>) -> bool {
+        let mut peers: BTreeMap<IpAddr, _> =
             compiled.peers.iter().map(|(a, info)| (*a, self.peer(info))).collect();
+        self.find_locals(compiled, locals, &mut peers);
         let prefixes: BTreeMap<IpNetwork, _> =
             compiled.prefixes.iter().map(|(p, info)| (*p, self.peer(info))).collect();
-        let writes = self.image.moved_addresses(&peers, &prefixes);
+        let services = compiled.services.iter();
+        let services = services.map(|(f, class)| (f.into(), self.numbers.identity(class))).collect();
+        let mut writes = self.image.moved_addresses(&peers, &prefixes);
+        writes.extend(self.image.moved_services(&services));
         let moved = !writes.is_empty();
         self.push(writes);
         moved
+    }
+
+    /// Says of the addresses of this node's pods on which interface they are: there the egress of what comes
+    /// translated is looked up. Also for a pod that has left the index but not the node.
+    fn find_locals(
+        &mut self,
+        compiled: &Compiled,
+        locals: &BTreeMap<u32, Local>,
+        peers: &mut BTreeMap<IpAddr, abi::Peer>,
+    ) {
+        let mut by_age: Vec<_> = locals.values().collect();
+        by_age.sort_by_key(|local| local.id); // an address that was given anew is the younger pod's
+        for local in by_age {
+            for address in &local.addresses {
+                let Some(info) = compiled.peer(*address) else { continue };
+                if *info.identity != Identity::Host {
+                    peers.insert(*address, abi::Peer { ifindex: local.ifindex, ..self.peer(info) });
+                }
+            }
+        }
     }
 
     fn peer(&mut self, info: &PeerInfo) -> abi::Peer {
@@ -196,7 +221,7 @@ impl Draft<'_> {
             identity: self.numbers.identity(&info.identity),
             blocks: self.numbers.blocks(&info.blocks),
             tenant: self.numbers.tenant(&info.tenant),
-            pad: 0,
+            ifindex: 0,
         }
     }
 
@@ -225,6 +250,12 @@ impl Draft<'_> {
         }
     }
 
+    /// Kept while the endpoint lives. 0: none is left.
+    fn mark(&self, actual: Option<Endpoint>) -> u16 {
+        let kept = actual.map(|actual| actual.mark).filter(|mark| *mark != 0);
+        kept.or_else(|| self.image.free_mark()).unwrap_or_default()
+    }
+
     /// The record, still under its present generation.
     fn endpoint(&mut self, local: &Local, compiled: &Compiled, actual: Option<Endpoint>) -> Endpoint {
         let generation = actual.map_or(0, |actual| actual.policy.generation());
@@ -232,6 +263,7 @@ impl Draft<'_> {
             ifindex: local.ifindex,
             id: local.id,
             mac: local.mac,
+            mark: self.mark(actual),
             flags: if local.adopted { abi::ENDPOINT_ADOPTED } else { 0 },
             ..Endpoint::default()
         };
@@ -259,7 +291,7 @@ impl Draft<'_> {
     }
 }
 
-/// Every identity and block set that an address can have, by number.
+/// Every identity and block set that an address or a Service can have, by number.
 #[derive(Clone)]
 struct Classes<'c> {
     identities: BTreeMap<u32, &'c Arc<Identity>>,
@@ -271,8 +303,13 @@ impl<'c> Classes<'c> {
         // The compiler shares equal ones, so that few are compared in full.
         let infos = || compiled.peers.values().chain(compiled.prefixes.values());
         let subjects = compiled.endpoints.values().map(|endpoint| &endpoint.identity);
-        let identities: BTreeMap<_, _> =
-            infos().map(|info| &info.identity).chain(subjects).map(|i| (Arc::as_ptr(i), i)).collect();
+        let services = compiled.services.values();
+        let identities: BTreeMap<_, _> = infos()
+            .map(|info| &info.identity)
+            .chain(subjects)
+            .chain(services)
+            .map(|i| (Arc::as_ptr(i), i))
+            .collect();
         let block_sets: BTreeMap<_, _> =
             infos().map(|info| &info.blocks).map(|b| (Arc::as_ptr(b), b)).collect();
         Self {

@@ -9,6 +9,7 @@ use super::{
     Settings,
     classify::{Classifier, Interner},
     model::{Compiled, DirectionRules, EndpointPolicy, PolicyRules, RuleSet, Scope},
+    service::services,
 };
 use crate::cluster::{
     Index,
@@ -33,7 +34,8 @@ pub fn compile(index: &Index, settings: &Settings, scope: &Scope) -> Compiled {
         });
         endpoints.insert(pod.key.clone(), EndpointPolicy { rules, identity, tenant });
     }
-    Compiled { peers, prefixes, endpoints }
+    let services = services(index, &peers, &prefixes);
+    Compiled { peers, prefixes, services, endpoints }
 }
 
 /// Makes each rule set, and each policy's part in it, once.

@@ -13,6 +13,7 @@ pub mod model;
 mod ports;
 pub mod probe;
 pub mod scope;
+mod service;
 pub mod tenant;
 pub mod testkit;
 #[cfg(test)]

@@ -208,8 +208,7 @@ fn an_idle_connection_is_told_from_its_opener_whichever_side_that_was() {
         bytes: [100, 200],
         started: SECOND,
         last_seen: 4,
-        opener: 1,
-        counter: 0,
+        sides: abi::CONN_OPENER,
         ..Conn::default()
     };
     let told = line(flow_of(Observation::ended(&key, &conn, &names(), 90 * SECOND)));
@@ -240,7 +239,7 @@ fn an_idle_connection_is_told_from_its_opener_whichever_side_that_was() {
             "duration_ms": "3294",
         })
     );
-    let conn = Conn { opener: 0, ..conn };
+    let conn = Conn { sides: 0, ..conn };
     let told = line(flow_of(Observation::ended(&key, &conn, &names(), 90 * SECOND)));
     assert_eq!(
         json!([told["flow"]["source"], told["flow"]["destination"], told["flow"]["traffic_direction"]]),

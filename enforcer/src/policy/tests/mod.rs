@@ -1,5 +1,6 @@
 //! The compiler against semantics.md line by line, against a second evaluator, and against itself.
 mod properties;
 mod semantics;
+mod services;
 mod shape;
 mod shop;

@@ -3,8 +3,9 @@
 //! ```text
 //! netns ─▶ node ─▶ topology (Lab) ◀─ agent      what is there
 //!          chain ─▶ pod ◀─ kubelet              what starts
+//!          endpoints ─▶ services ─▶ proxy       what stands behind a Service, and the way there
 //!          server ◀─▶ probe ─▶ matrix, survey, traffic
-//!                     raw ─▶ sniffer    what is asked
+//!                     raw ─▶ sniffer            what is asked
 //!          bench                               what it costs
 //! ```
 //!
@@ -16,6 +17,7 @@ pub mod bench;
 pub mod binaries;
 pub mod chain;
 pub mod demo;
+pub mod endpoints;
 pub mod flowlog;
 pub mod kubelet;
 pub mod matrix;
@@ -24,8 +26,10 @@ pub mod node;
 pub mod patience;
 pub mod pod;
 pub mod probe;
+pub mod proxy;
 pub mod raw;
 pub mod server;
+pub mod services;
 pub mod sniffer;
 pub mod survey;
 pub mod topology;
@@ -37,6 +41,7 @@ pub use matrix::Matrix;
 pub use patience::until;
 pub use pod::{Pod, PodSpec, Start};
 pub use probe::{Family, Outcome, Transport};
+pub use proxy::ProxyMode;
 pub use survey::{Question, Survey};
 pub use topology::{Lab, Plan};
 pub use traffic::{Knock, Stream};

@@ -214,8 +214,11 @@ impl Pod {
     }
 
     pub fn ip(&self, family: Family) -> IpAddr {
-        let fits = |ip: &&IpAddr| ip.is_ipv4() == (family == Family::V4);
-        *self.addresses.iter().find(fits).expect("the chain gives one address of each family")
+        *self
+            .addresses
+            .iter()
+            .find(|ip| family.has(**ip))
+            .expect("the chain gives one address of each family")
     }
 
     /// The result of the last plugin in the chain.

@@ -26,6 +26,7 @@ use crate::{
     node::{Node, UNDERLAY_MTU, WORLD_V4, WORLD_V6},
     patience::until,
     pod::{Pod, PodSpec, Start},
+    proxy::{Proxy, ProxyMode},
 };
 
 /// One directory per lab; a lab lives as long as a process holds the lock on its `owner` file.
@@ -38,17 +39,19 @@ const KEPT: &str = "kept";
 pub struct Plan {
     nodes: u8,
     agent: Option<AgentOptions>,
+    proxy: Option<ProxyMode>,
+    bridge_nf: Option<bool>,
 }
 
 impl Plan {
     /// Flannel alone: every pod reaches every pod.
     pub fn flat() -> Self {
-        Self { nodes: 2, agent: None }
+        Self { nodes: 2, agent: None, proxy: None, bridge_nf: None }
     }
 
     /// With an agent on each node and `bulkhead-cni` last in the chain.
     pub fn bulkhead() -> Self {
-        Self { nodes: 2, agent: Some(AgentOptions::default()) }
+        Self { agent: Some(AgentOptions::default()), ..Self::flat() }
     }
 
     #[must_use]
@@ -61,6 +64,21 @@ impl Plan {
     #[must_use]
     pub fn agent(mut self, options: AgentOptions) -> Self {
         self.agent = Some(options);
+        self
+    }
+
+    /// With kube-proxy's part and flannel's masquerading on each node; neither is there otherwise, so that a lab
+    /// without Services has no connection tracking of the kernel in its way.
+    #[must_use]
+    pub fn proxy(mut self, mode: ProxyMode) -> Self {
+        self.proxy = Some(mode);
+        self
+    }
+
+    /// As [`Node::bridge_nf`], on every node.
+    #[must_use]
+    pub fn bridge_nf(mut self, on: bool) -> Self {
+        self.bridge_nf = Some(on);
         self
     }
 
@@ -77,6 +95,7 @@ pub struct Lab {
     pods: Mutex<BTreeMap<String, Arc<Pod>>>,
     agents: Vec<Agent>,
     chains: Vec<Chain>,
+    proxies: Vec<Proxy>,
     nodes: Vec<Arc<Node>>,
     world: Netns,
     manifests: Manifests,
@@ -98,7 +117,10 @@ impl Lab {
         for node in &nodes {
             node.join(&nodes)?;
             manifests.write(&node.manifest())?;
+            plan.bridge_nf.map_or(Ok(()), |on| node.bridge_nf(on))?;
         }
+        let proxies = plan.proxy.iter().flat_map(|mode| nodes.iter().map(|node| Proxy::start(node, *mode)));
+        let proxies = proxies.collect::<Result<Vec<_>>>()?;
         let agents = match &plan.agent {
             None => Vec::new(),
             Some(options) => {
@@ -128,6 +150,7 @@ impl Lab {
             pods: Mutex::default(),
             agents,
             chains,
+            proxies,
             nodes,
             world,
             manifests,
@@ -165,6 +188,11 @@ impl Lab {
 
     pub fn agent(&self, number: u8) -> &Agent {
         &self.agents[usize::from(number) - 1]
+    }
+
+    /// One per node, if the plan has them.
+    pub fn proxies(&self) -> &[Proxy] {
+        &self.proxies
     }
 
     /// The namespace of the underlay: a host outside the cluster.

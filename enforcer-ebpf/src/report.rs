@@ -78,7 +78,7 @@ pub fn denied<F: Family, P: Packet, T: Tables + Addresses<F>, H: At>(
     packet: &P,
     site: &Site<T, H>,
     flow: &Flow<F>,
-    Denial { reason, against }: Denial,
+    Denial { reason, against, .. }: Denial,
 ) -> Reason {
     let direction = site.hook().direction() ^ u8::from(against);
     let remote = site.hook().remote(flow);

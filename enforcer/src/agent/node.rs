@@ -16,7 +16,7 @@ use crate::{
     datapath::{
         DatapathError, Local, Tables, Written,
         kernel::Maps,
-        programs::{Capacity, Programs},
+        programs::{Capacity, Programs, Role},
     },
     endpoint::{Endpoint, Endpoints, store::Store},
     policy::{self, model::Compiled},
@@ -132,7 +132,7 @@ impl Node {
             }
             return;
         }
-        if let Err(error) = self.programs.attach(host_ifname, *host_ifindex) {
+        if let Err(error) = self.programs.attach(Role::Pod, host_ifname, *host_ifindex) {
             // The others still need an agent; `repair` tries again.
             tracing::error!(ifname = host_ifname, error = error_chain(&error), "pod is not enforced");
         }
@@ -144,10 +144,12 @@ impl Node {
     fn repair(&mut self) {
         for endpoint in self.endpoints.iter() {
             let Sandbox { host_ifname, host_ifindex, .. } = &endpoint.sandbox;
-            if !local::exists(*host_ifindex) || matches!(self.programs.attached(host_ifname), Ok(true)) {
+            if !local::exists(*host_ifindex)
+                || matches!(self.programs.attached(Role::Pod, host_ifname), Ok(true))
+            {
                 continue;
             }
-            let repaired = self.programs.attach(host_ifname, *host_ifindex);
+            let repaired = self.programs.attach(Role::Pod, host_ifname, *host_ifindex);
             let error = repaired.err().map(|error| error_chain(&error));
             tracing::error!(ifname = host_ifname, error, "a program was missing on a pod's interface");
         }
@@ -274,7 +276,9 @@ impl Node {
             if let Some(error) = &self.health.error {
                 return Err(error.clone());
             }
-            self.programs.attach(&sandbox.host_ifname, sandbox.host_ifindex).map_err(|e| error_chain(&e))
+            self.programs
+                .attach(Role::Pod, &sandbox.host_ifname, sandbox.host_ifindex)
+                .map_err(|e| error_chain(&e))
         });
         result.map_err(|error| {
             tracing::error!(pod = %key, error, "pod not admitted");
@@ -338,7 +342,7 @@ impl Node {
         if record.id != endpoint.id {
             return Err(failed("the kernel's record is another endpoint's".to_owned()));
         }
-        match self.programs.attached(&have.host_ifname) {
+        match self.programs.attached(Role::Pod, &have.host_ifname) {
             Ok(true) => Ok(()),
             Ok(false) => Err(failed(format!("a program is missing on {}", have.host_ifname))),
             Err(error) => Err(failed(error_chain(&error))),

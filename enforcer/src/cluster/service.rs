@@ -111,6 +111,21 @@ impl Services {
         frontends
     }
 
+    /// Who is reached at one frontend; `own_address`: it is an address of the node.
+    pub fn at(&self, frontend: Frontend, own_address: bool) -> BTreeSet<PortRef<'_>> {
+        let mut found = BTreeSet::new();
+        for service in self.services().filter(|service| !service.addresses.is_empty()) {
+            let by_address = service.addresses.iter().any(|a| canonical(*a) == frontend.address);
+            for port in service.ports.iter().filter(|port| port.protocol == frontend.protocol) {
+                let by_node = own_address && port.node_port == Some(frontend.port);
+                if by_node || (by_address && port.port == frontend.port) {
+                    found.insert(PortRef::of(service, port));
+                }
+            }
+        }
+        found
+    }
+
     /// What stands behind a port of a Service, of one address family.
     pub fn backends(&self, of: PortRef<'_>, ipv4: bool) -> BTreeSet<Backend> {
         let slices = self.slices_of.get(of.service).into_iter().flatten();

@@ -18,6 +18,7 @@ pub mod tenant;
 pub mod testkit;
 #[cfg(test)]
 mod tests;
+pub mod translated;
 
 pub use compile::compile;
 pub use evaluate::Simulator;

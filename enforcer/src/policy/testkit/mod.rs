@@ -5,5 +5,7 @@
 
 pub mod generate;
 pub mod naive;
+pub mod shrink;
 
 pub use generate::Case;
+pub use shrink::smallest;

@@ -8,7 +8,7 @@ use core::mem::{offset_of, size_of};
 
 /// Raised with every change of this file; pins live in a directory per version, and maps pinned under
 /// another version are rebuilt, never reinterpreted.
-pub const ABI_VERSION: u32 = 1;
+pub const ABI_VERSION: u32 = 2;
 
 /// One local pod's interface. Map `ENDPOINTS` (ARRAY): slot `ifindex % ENDPOINT_SLOTS`, valid only if
 /// `ifindex` is equal too; an endpoint whose slot is taken lives in `ENDPOINTS_SPILL` (HASH by ifindex).
@@ -34,8 +34,14 @@ pub struct Endpoint {
     pub flags: u16,
     /// The pod's own identity number.
     pub identity: u32,
-    pub pad: [u8; 12],
+    /// Number under which the pod's packets to Services and nodes are marked, 1 to [`ORIGINS`] - 1, unique
+    /// among the endpoints of the node; 0: they are not marked.
+    pub mark: u16,
+    pub pad: [u8; 10],
 }
+/// Entries of map `ORIGINS` (ARRAY of u32): host-side interface index by [`Endpoint::mark`]. A stale entry does
+/// no harm: the endpoint there must have the number in its record.
+pub const ORIGINS: u32 = 1 << 12;
 pub const ENDPOINT_SLOTS: u32 = 1 << 16;
 /// The pod ran before bulkhead did: a TCP packet without SYN and without an entry is judged as a new
 /// connection in its own direction instead of being dropped.
@@ -76,9 +82,27 @@ pub struct Peer {
     pub blocks: u32,
     /// Tenant number; 0: shared; [`TENANT_UNKNOWN`].
     pub tenant: u32,
-    pub pad: u32,
+    /// Host-side interface index of the endpoint whose address this is; 0: no endpoint of this node.
+    pub ifindex: u32,
 }
 const _: () = assert!(size_of::<Peer>() == 16);
+
+/// Where a Service is reached: a cluster, external or load balancer address, or an address of this node with a
+/// node port. Maps `SERVICES_V4`, `SERVICES_V6` (HASH): to an identity number (u32) that stands for the backends.
+///
+/// A rule set lets a pod speak to that identity (`EGRESS`, all protocols) if it allows some of the backends; which
+/// one is meant is judged after translation.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct ServiceKey<A> {
+    pub address: A,
+    pub port_be: [u8; 2],
+    pub protocol: u8,
+    pub pad: u8,
+}
+pub type ServiceKey4 = ServiceKey<[u8; 4]>;
+pub type ServiceKey6 = ServiceKey<[u8; 16]>;
+const _: () = assert!(size_of::<ServiceKey4>() == 8 && size_of::<ServiceKey6>() == 20);
 
 pub const IDENTITY_HOST: u32 = 1;
 pub const IDENTITY_REMOTE_NODE: u32 = 2;
@@ -150,16 +174,21 @@ pub struct Conn {
     pub started: u64,
     /// In ticks of 2^30 ns (1.07 s) of the same clock.
     pub last_seen: u32,
-    /// Side that sent the first packet: 0 or 1.
-    pub opener: u8,
-    /// Side whose pod's hooks count packets and report the end: 0 or 1.
-    pub counter: u8,
+    /// [`CONN_OPENER`]: the side that sent the first packet. [`CONN_COUNTER`]: the side whose pod's hooks count
+    /// packets and report the end.
+    pub sides: u8,
     /// Bits of `CONN_*`.
     pub state: u8,
-    pub pad: u8,
+    /// With [`CONN_TRANSLATED`]: low half of the interface index of the endpoint that opened the connection.
+    pub origin: u16,
 }
 const _: () = assert!(size_of::<Conn>() == 64);
 
+pub const CONN_OPENER: u8 = 1;
+pub const CONN_COUNTER: u8 = 2;
+/// In `sides`: the opener came in from elsewhere under an address of this node (masquerading hides who it is),
+/// so that it has the rights of another node and not of this one.
+pub const CONN_STRANGER: u8 = 4;
 /// The side that did not open has sent something.
 pub const CONN_REPLIED: u8 = 1;
 /// Side 0 has sent FIN; shift left by the side.
@@ -167,6 +196,11 @@ pub const CONN_FIN: u8 = 2;
 pub const CONN_RESET: u8 = 8;
 /// The end has been reported; the entry stays for late packets until the agent removes it.
 pub const CONN_ENDED: u8 = 16;
+/// To a Service or a node: the opener's packets carry its mark, so that they can be told after translation.
+pub const CONN_MARKED: u8 = 32;
+/// As it is after translation. The opener is a pod of this node whose egress could not be judged at its own
+/// interface; the verdict is the opener's word in `ends`, whichever address it has there.
+pub const CONN_TRANSLATED: u8 = 64;
 
 /// The verdict at one end that is a local pod: under which generation (low half) which rule (high half)
 /// allowed the connection. A generation of 0 is never current: not judged at this end.
@@ -242,7 +276,9 @@ pub const DROP_EVENT_TICKS: u32 = 5;
 pub struct Config {
     /// UDP port of the overlay's tunnels; pods may not send to it on a node. 0: no such port.
     pub tunnel_port_be: [u8; 2],
-    pub pad: [u8; 6],
+    pub pad: [u8; 2],
+    /// Twelve neighbouring bits of a packet's mark that belong to us; 0: packets are not marked.
+    pub mark_mask: u32,
 }
 const _: () = assert!(size_of::<Config>() == 8);
 
@@ -302,11 +338,13 @@ pub const EVENT_END: u8 = 2;
 pub const EVENT_DROP: u8 = 3;
 pub const HOOK_FROM_POD: u8 = 0;
 pub const HOOK_TO_POD: u8 = 1;
+pub const HOOK_TO_OVERLAY: u8 = 2;
 
 /// Names of the programs and maps in the object file and of their pins.
 pub mod names {
     pub const FROM_POD: &str = "from_pod";
     pub const TO_POD: &str = "to_pod";
+    pub const TO_OVERLAY: &str = "to_overlay";
     /// Does nothing: what a hook costs by itself, for benches to subtract.
     pub const NOTHING: &str = "nothing";
     pub const ENDPOINTS: &str = "ENDPOINTS";
@@ -315,6 +353,9 @@ pub mod names {
     pub const PEERS_V6: &str = "PEERS_V6";
     pub const PREFIXES_V4: &str = "PREFIXES_V4";
     pub const PREFIXES_V6: &str = "PREFIXES_V6";
+    pub const SERVICES_V4: &str = "SERVICES_V4";
+    pub const SERVICES_V6: &str = "SERVICES_V6";
+    pub const ORIGINS: &str = "ORIGINS";
     pub const RULES: &str = "RULES";
     pub const CONNS_V4: &str = "CONNS_V4";
     pub const CONNS_V6: &str = "CONNS_V6";
@@ -337,6 +378,7 @@ pub const LOST_LEN: u32 = 2;
 mod user {
     use super::{
         Config, Conn, ConnKey4, ConnKey6, DropCount, DropKey, Endpoint, Fragment, FragmentKey, Peer, RuleKey,
+        ServiceKey4, ServiceKey6,
     };
     macro_rules! pod { ($($t:ty),*) => { $(
         // SAFETY: `repr(C)`, integers only, no implicit padding (sizes asserted above): any bytes are valid.
@@ -353,6 +395,8 @@ mod user {
         Fragment,
         FragmentKey,
         Peer,
-        RuleKey
+        RuleKey,
+        ServiceKey4,
+        ServiceKey6
     );
 }

@@ -7,26 +7,27 @@ use core::{marker::PhantomData, ptr};
 
 use crate::{
     abi::{
-        Conn, ConnKey, EGRESS, ENDPOINT_ADOPTED, Endpoint, Fragment, FragmentKey, HOOK_FROM_POD, HOOK_TO_POD,
-        INGRESS, Peer, PolicyWord,
+        ConnKey, EGRESS, ENDPOINT_ADOPTED, Endpoint, Fragment, FragmentKey, HOOK_FROM_POD, HOOK_TO_OVERLAY,
+        HOOK_TO_POD, INGRESS, Peer, PolicyWord,
     },
     family::{Family, V4, V6},
     fast,
     flow::Flow,
-    guard,
+    guard, origin, overlay,
     packet::{ETHER_ARP, ETHER_IPV4, ETHER_IPV6, ETHERNET_LEN, IGMP, Packet, TCP},
     reason::Reason,
     related::related,
     report,
-    tables::{Addresses, ConnRef, Inserted, Tables},
-    track::track,
+    tables::{Addresses, ConnRef, Tables},
+    track::{begin, track},
 };
 
-/// Where a frame is seen: at the host's end of a pod's veth pair.
+/// Where a frame is seen: at the host's end of a pod's veth pair, or on its way to another node.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Hook {
     FromPod,
     ToPod,
+    ToOverlay,
 }
 
 impl Hook {
@@ -34,13 +35,14 @@ impl Hook {
         match self {
             Self::FromPod => HOOK_FROM_POD,
             Self::ToPod => HOOK_TO_POD,
+            Self::ToOverlay => HOOK_TO_OVERLAY,
         }
     }
 
     /// Direction of a connection that begins with a packet here.
     pub const fn direction(self) -> u8 {
         match self {
-            Self::FromPod => EGRESS,
+            Self::FromPod | Self::ToOverlay => EGRESS,
             Self::ToPod => INGRESS,
         }
     }
@@ -49,7 +51,7 @@ impl Hook {
     #[inline(always)]
     pub const fn own_side(self, sender: usize) -> usize {
         match self {
-            Self::FromPod => sender,
+            Self::FromPod | Self::ToOverlay => sender,
             Self::ToPod => sender ^ 1,
         }
     }
@@ -58,7 +60,7 @@ impl Hook {
     #[inline(always)]
     pub const fn remote<F: Family>(self, flow: &Flow<F>) -> F::Addr {
         match self {
-            Self::FromPod => flow.destination,
+            Self::FromPod | Self::ToOverlay => flow.destination,
             Self::ToPod => flow.source,
         }
     }
@@ -70,12 +72,16 @@ pub trait At {
 }
 pub enum FromPod {}
 pub enum ToPod {}
+pub enum ToOverlay {}
 
 impl At for FromPod {
     const HOOK: Hook = Hook::FromPod;
 }
 impl At for ToPod {
     const HOOK: Hook = Hook::ToPod;
+}
+impl At for ToOverlay {
+    const HOOK: Hook = Hook::ToOverlay;
 }
 
 /// The hook at work: whose packet, under which policy.
@@ -88,7 +94,14 @@ pub struct Site<'t, T, H> {
     at: PhantomData<H>,
 }
 
-impl<T, H: At> Site<'_, T, H> {
+impl<'t, T, H: At> Site<'t, T, H> {
+    #[inline(always)]
+    pub fn of(tables: &'t T, endpoint: &'t Endpoint, ifindex: u32) -> Self {
+        // SAFETY: a reference is valid to read; volatile, because the agent may write at any moment.
+        let policy = unsafe { ptr::read_volatile(&raw const endpoint.policy) };
+        Self { tables, endpoint, policy, ifindex, at: PhantomData }
+    }
+
     #[inline(always)]
     pub const fn hook(&self) -> Hook {
         H::HOOK
@@ -122,14 +135,6 @@ impl<T, H: At> Site<'_, T, H> {
     {
         Addresses::<F>::conn(self.tables, key)
     }
-
-    #[inline(always)]
-    pub fn insert_conn<F: Family>(&self, key: &ConnKey<F::Addr>, conn: &Conn) -> Inserted
-    where
-        T: Addresses<F>,
-    {
-        Addresses::<F>::insert_conn(self.tables, key, conn)
-    }
 }
 
 /// A drop, and whether the packet went against the connection that it was judged for.
@@ -137,12 +142,57 @@ impl<T, H: At> Site<'_, T, H> {
 pub struct Denial {
     pub reason: Reason,
     pub against: bool,
+    /// It is the egress of the pod that sent the packet which was judged, after translation: see [`crate::origin`].
+    pub late: bool,
 }
 
 impl From<Reason> for Denial {
     #[inline(always)]
     fn from(reason: Reason) -> Self {
-        Self { reason, against: false }
+        Self { reason, against: false, late: false }
+    }
+}
+
+/// A verdict that a function can return in one register, all of it defined: of the bits that a `Result` leaves
+/// open the verifier would complain.
+#[derive(Clone, Copy)]
+pub struct Outcome(u32);
+
+impl Outcome {
+    const AGAINST: u32 = 1 << 8;
+    const LATE: u32 = 1 << 9;
+    const FIRST: u32 = 1 << 10;
+    const OVER: u32 = 1 << 11;
+
+    /// No verdict yet: the packet is to be judged as the first of a connection. `over`: under the key of one that
+    /// has an entry.
+    #[inline(always)]
+    pub const fn first(over: bool) -> Self {
+        Self(if over { Self::FIRST | Self::OVER } else { Self::FIRST })
+    }
+
+    #[inline(always)]
+    pub const fn is_first(self) -> Option<bool> {
+        if self.0 & Self::FIRST != 0 { Some(self.0 & Self::OVER != 0) } else { None }
+    }
+
+    #[inline(always)]
+    pub fn new(result: Result<Reason, Denial>) -> Self {
+        Self(match result {
+            Ok(reason) => reason as u32,
+            Err(Denial { reason, against, late }) => {
+                reason as u32 | if against { Self::AGAINST } else { 0 } | if late { Self::LATE } else { 0 }
+            }
+        })
+    }
+
+    #[inline(always)]
+    pub fn result(self) -> Result<Reason, Denial> {
+        let reason = Reason::of(self.0 as u8);
+        if !reason.is_drop() {
+            return Ok(reason);
+        }
+        Err(Denial { reason, against: self.0 & Self::AGAINST != 0, late: self.0 & Self::LATE != 0 })
     }
 }
 
@@ -152,6 +202,7 @@ pub fn decide<P: Packet, T: Tables>(packet: &P, tables: &T, hook: Hook) -> Reaso
     let reason = match hook {
         Hook::FromPod => frame::<P, T, FromPod>(packet, tables),
         Hook::ToPod => frame::<P, T, ToPod>(packet, tables),
+        Hook::ToOverlay => overlay::frame(packet, tables),
     };
     tables.count(reason);
     reason
@@ -163,9 +214,7 @@ fn frame<P: Packet, T: Tables, H: At>(packet: &P, tables: &T) -> Reason {
     let Some(endpoint) = tables.endpoint(ifindex) else {
         return report::stranger(packet, tables, H::HOOK, Reason::NoEndpoint);
     };
-    // SAFETY: a reference is valid to read; volatile, because the agent may write at any moment.
-    let policy = unsafe { ptr::read_volatile(&raw const endpoint.policy) };
-    let site = Site::<T, H> { tables, endpoint, policy, ifindex, at: PhantomData };
+    let site = Site::<T, H>::of(tables, endpoint, ifindex);
     let reason = match guard::frame(packet, &site) {
         Ok(ETHER_IPV4) => {
             return match fast::tracked::<V4, P, T, H>(packet, &site) {
@@ -198,11 +247,12 @@ fn tracked_v6<P: Packet, T: Tables, H: At>(packet: &P, site: &Site<T, H>) -> Opt
 #[inline(never)]
 fn internet<F: Family, P: Packet, T: Tables + Addresses<F>, H: At>(packet: &P, site: &Site<T, H>) -> Reason {
     let mut flow = Flow::<F>::empty();
-    if let Err(reason) = F::network(packet, site, ETHERNET_LEN, false, &mut flow) {
+    if let Err(reason) = F::network(packet, site.tables, ETHERNET_LEN, false, &mut flow) {
         return report::unread(packet, site, F::NUMBER, reason);
     }
     match judge(packet, site, &mut flow) {
         Ok(reason) => reason,
+        Err(denial) if denial.late => origin::denied(packet, site.tables, &flow, denial),
         Err(denial) => report::denied(packet, site, &flow, denial),
     }
 }
@@ -239,7 +289,11 @@ fn judge<F: Family, P: Packet, T: Tables + Addresses<F>, H: At>(
         related(packet, site, flow)?
     } else {
         guard::tunnel(site, flow)?;
-        track(packet, site, flow)?
+        let outcome = track(packet, site, flow);
+        match outcome.is_first() {
+            None => outcome.result()?,
+            Some(over) => begin(packet, site, flow, over).result()?,
+        }
     };
     if flow.is_first_fragment() {
         remember_fragment(site, flow);
@@ -251,7 +305,10 @@ fn judge<F: Family, P: Packet, T: Tables + Addresses<F>, H: At>(
 const FRAGMENT_TICKS: u32 = 28;
 
 #[inline(never)]
-fn later_fragment<F: Family, T: Tables, H: At>(site: &Site<T, H>, flow: &Flow<F>) -> Result<Reason, Reason> {
+pub fn later_fragment<F: Family, T: Tables, H: At>(
+    site: &Site<T, H>,
+    flow: &Flow<F>,
+) -> Result<Reason, Reason> {
     // It would overwrite ports or flags that have been judged (RFC 3128).
     if flow.fragment_protocol == TCP && flow.fragment < 20 {
         return Err(Reason::InvalidHeader);
@@ -268,7 +325,7 @@ fn later_fragment<F: Family, T: Tables, H: At>(site: &Site<T, H>, flow: &Flow<F>
 }
 
 #[inline(never)]
-fn remember_fragment<F: Family, T: Tables, H: At>(site: &Site<T, H>, flow: &Flow<F>) {
+pub fn remember_fragment<F: Family, T: Tables, H: At>(site: &Site<T, H>, flow: &Flow<F>) {
     let fragment = Fragment { generation: site.policy.generation(), tick: site.tables.tick() };
     site.tables.remember_fragment(&fragment_key(site, flow), fragment);
 }

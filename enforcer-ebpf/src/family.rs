@@ -41,9 +41,9 @@ pub trait Family: Sized + 'static {
     fn plain<P: Packet>(packet: &P) -> Option<Plain<Self>>;
     /// Reads the network header at `at`, up to the transport header, into an empty flow (in place, for
     /// the sake of the stack). A quoted packet may be cut short.
-    fn network<P: Packet, T: Addresses<Self>, H: At>(
+    fn network<P: Packet, T: Addresses<Self>>(
         packet: &P,
-        site: &Site<T, H>,
+        tables: &T,
         at: u32,
         quoted: bool,
         flow: &mut Flow<Self>,
@@ -117,14 +117,14 @@ impl Family for V4 {
     }
 
     #[inline(always)]
-    fn network<P: Packet, T: Addresses<Self>, H: At>(
+    fn network<P: Packet, T: Addresses<Self>>(
         packet: &P,
-        site: &Site<T, H>,
+        tables: &T,
         at: u32,
         quoted: bool,
         flow: &mut Flow<Self>,
     ) -> Result<(), Reason> {
-        let _ = site;
+        let _ = tables;
         let ip: Ipv4 = if quoted { packet.load(at)? } else { packet.read(ETHERNET_LEN as usize)? };
         let header = u32::from(ip.version_ihl & 0x0f) * 4;
         if ip.version_ihl >> 4 != 4 || header < 20 {
@@ -258,9 +258,9 @@ impl Family for V6 {
     }
 
     #[inline(always)]
-    fn network<P: Packet, T: Addresses<Self>, H: At>(
+    fn network<P: Packet, T: Addresses<Self>>(
         packet: &P,
-        site: &Site<T, H>,
+        tables: &T,
         at: u32,
         quoted: bool,
         flow: &mut Flow<Self>,
@@ -279,7 +279,7 @@ impl Family for V6 {
         flow.protocol = ip.next;
         flow.at = at + 40;
         flow.end = end;
-        if is_extension(ip.next) { extensions(packet, site, flow) } else { Ok(()) }
+        if is_extension(ip.next) { extensions(packet, tables, flow) } else { Ok(()) }
     }
 
     #[inline(always)]
@@ -314,9 +314,9 @@ fn is_extension(next: u8) -> bool {
 
 /// Walks to the transport header, or to a later fragment's payload.
 #[inline(never)]
-fn extensions<P: Packet, T: Addresses<V6>, H: At>(
+fn extensions<P: Packet, T: Addresses<V6>>(
     packet: &P,
-    site: &Site<T, H>,
+    tables: &T,
     flow: &mut Flow<V6>,
 ) -> Result<(), Reason> {
     let first = flow.at;
@@ -344,7 +344,7 @@ fn extensions<P: Packet, T: Addresses<V6>, H: At>(
         };
         flow.at += header;
         flow.protocol = next;
-        site.settle(flow);
+        tables.settle(flow);
         if flow.at > flow.end {
             return Err(Reason::Truncated);
         }

@@ -3,10 +3,12 @@
 //! way ([`crate::decide`]) from the start, which comes to the same verdict for these packets too.
 
 use crate::{
-    abi::{CONN_REPLIED, ConnKey},
+    abi::{CONN_MARKED, CONN_REPLIED, CONN_TRANSLATED, ConnKey},
     decide::{At, Hook, Site},
     family::Family,
     flow::key,
+    origin::mark,
+    overlay::is_current,
     packet::{Packet, Ports, TCP, TCP_ACK, TCP_FIN, TCP_RST, TCP_SYN, UDP},
     reason::Reason,
     tables::{Addresses, Tables},
@@ -22,6 +24,9 @@ pub struct Plain<F: Family> {
     pub payload: u32,
 }
 
+/// What the state of such a connection may say.
+const PLAIN: u8 = CONN_REPLIED | CONN_MARKED | CONN_TRANSLATED;
+
 #[inline(always)]
 pub fn tracked<F: Family, P: Packet, T: Tables + Addresses<F>, H: At>(
     packet: &P,
@@ -33,7 +38,7 @@ pub fn tracked<F: Family, P: Packet, T: Tables + Addresses<F>, H: At>(
     let own = F::own(site.endpoint);
     let mine = match site.hook() {
         Hook::FromPod => plain.source,
-        Hook::ToPod => plain.destination,
+        Hook::ToPod | Hook::ToOverlay => plain.destination,
     };
     if mine != own || own == F::UNSPECIFIED {
         return None;
@@ -59,8 +64,15 @@ pub fn tracked<F: Family, P: Packet, T: Tables + Addresses<F>, H: At>(
     let own = site.hook().own_side(sender);
     let generation = site.policy.generation();
     let state = conn.state();
-    if conn.end(own).generation() != generation || generation == 0 || state & !CONN_REPLIED != 0 {
+    if conn.end(own).generation() != generation || generation == 0 || state & !PLAIN != 0 {
         return None;
+    }
+    if sender == conn.opener() {
+        match site.hook() {
+            Hook::ToPod if state & CONN_TRANSLATED != 0 && !is_current(site.tables, conn) => return None,
+            Hook::FromPod if state & CONN_MARKED != 0 => mark(packet, site),
+            _ => {}
+        }
     }
     conn.seen(site.tables.tick());
     if conn.counter() == own {

@@ -71,7 +71,7 @@ pub fn addresses<F: Family, P: Packet, T, H: At>(
                 return Err(Reason::Multicast);
             }
         }
-        Hook::ToPod => {
+        Hook::ToPod | Hook::ToOverlay => {
             if F::is_multicast(flow.destination) {
                 return Err(Reason::Multicast);
             }

@@ -7,6 +7,8 @@
 //!                 ├─ family   network header of IPv4 or IPv6 ─▶ flow: ports, fragment, connection key
 //!                 ├─ track    the connection's entry, this end's word in it ─▶ rules: may it begin?
 //!                 ├─ related  ICMP errors about a tracked connection
+//!                 ├─ origin   the pod of this node behind a packet that a Service's translation has changed
+//!                 ├─ overlay  what leaves for another node: its pod's egress, if that is still to be judged
 //!                 └─ report   counters and events
 //! ```
 //!
@@ -27,6 +29,8 @@ pub mod flow;
 mod guard;
 #[cfg(any(test, feature = "host"))]
 pub mod host;
+mod origin;
+mod overlay;
 pub mod packet;
 pub mod reason;
 mod related;

@@ -23,6 +23,11 @@ pub fn to_pod(ctx: TcContext) -> i32 {
     run(ctx, Hook::ToPod)
 }
 
+#[classifier]
+pub fn to_overlay(ctx: TcContext) -> i32 {
+    run(ctx, Hook::ToOverlay)
+}
+
 /// What a hook costs by itself: never attached, but measured beside the others.
 #[classifier]
 pub fn nothing(_ctx: TcContext) -> i32 {

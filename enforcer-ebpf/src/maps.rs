@@ -10,8 +10,9 @@ use aya_ebpf::{
 };
 use bulkhead_ebpf::{
     abi::{
-        Config, Conn, ConnKey, ConnKey4, ConnKey6, DropCount, DropKey, ENDPOINT_SLOTS, Endpoint, Event,
-        Fragment, FragmentKey, LOST_CONNS, LOST_EVENTS, LOST_LEN, Peer, RULE_BITS_PORT, RuleKey,
+        self, Config, Conn, ConnKey, ConnKey4, ConnKey6, DropCount, DropKey, ENDPOINT_SLOTS, Endpoint, Event,
+        Fragment, FragmentKey, LOST_CONNS, LOST_EVENTS, LOST_LEN, Peer, RULE_BITS_PORT, RuleKey, ServiceKey,
+        ServiceKey4, ServiceKey6,
     },
     family::{Family, V4, V6},
     flow::Flow,
@@ -31,6 +32,12 @@ static PEERS_V6: HashMap<Addr<V6>, Peer> = HashMap::with_max_entries(1 << 18, BP
 static PREFIXES_V4: LpmTrie<Addr<V4>, Peer> = LpmTrie::with_max_entries(1 << 16, 0);
 #[map]
 static PREFIXES_V6: LpmTrie<Addr<V6>, Peer> = LpmTrie::with_max_entries(1 << 16, 0);
+#[map]
+static SERVICES_V4: HashMap<[u32; 2], u32> = HashMap::with_max_entries(1 << 16, BPF_F_NO_PREALLOC);
+#[map]
+static SERVICES_V6: HashMap<[u32; 5], u32> = HashMap::with_max_entries(1 << 16, BPF_F_NO_PREALLOC);
+#[map]
+static ORIGINS: Array<u32> = Array::with_max_entries(abi::ORIGINS, 0);
 /// The value is the number of the rule, for the flow log.
 #[map]
 static RULES: LpmTrie<RuleKey, u32> = LpmTrie::with_max_entries(1 << 22, 0);
@@ -70,6 +77,8 @@ type Addr<F> = <F as Family>::Addr;
 // The keys have the size that the agent knows them by.
 const _: () = assert!(size_of::<[u64; 2]>() == size_of::<ConnKey4>());
 const _: () = assert!(size_of::<[u64; 5]>() == size_of::<ConnKey6>());
+const _: () = assert!(size_of::<[u32; 2]>() == size_of::<ServiceKey4>());
+const _: () = assert!(size_of::<[u32; 5]>() == size_of::<ServiceKey6>());
 
 /// All maps of the kernel.
 pub struct Kernel;
@@ -99,6 +108,25 @@ fn words_v6(key: &ConnKey<Addr<V6>>) -> [u64; 5] {
     [a, b, c, d, tail(key)]
 }
 
+/// A Service's frontend as the words of its key.
+#[inline(always)]
+fn frontend_v4(key: &ServiceKey<Addr<V4>>) -> [u32; 2] {
+    [key.address, frontend_tail(key)]
+}
+
+#[inline(always)]
+fn frontend_v6(key: &ServiceKey<Addr<V6>>) -> [u32; 5] {
+    let [a, b] = key.address.map(u64::to_ne_bytes);
+    let word = |bytes: &[u8]| u32::from_ne_bytes([bytes[0], bytes[1], bytes[2], bytes[3]]);
+    [word(&a[..4]), word(&a[4..]), word(&b[..4]), word(&b[4..]), frontend_tail(key)]
+}
+
+#[inline(always)]
+fn frontend_tail<A>(key: &ServiceKey<A>) -> u32 {
+    let [high, low] = key.port_be;
+    u32::from_ne_bytes([high, low, key.protocol, key.pad])
+}
+
 /// Keys are eight-byte aligned on the stack, so that they are written in whole words.
 #[repr(C, align(8))]
 struct Aligned<T>(T);
@@ -106,7 +134,7 @@ struct Aligned<T>(T);
 const EEXIST: i32 = -17;
 
 macro_rules! addresses {
-    ($family:ty, $peers:ident, $prefixes:ident, $conns:ident, $words:path) => {
+    ($family:ty, $peers:ident, $prefixes:ident, $services:ident, $frontend:path, $conns:ident, $words:path) => {
         impl Addresses<$family> for Kernel {
             #[inline(always)]
             fn peer(&self, address: Addr<$family>) -> Option<Peer> {
@@ -141,6 +169,12 @@ macro_rules! addresses {
             }
 
             #[inline(always)]
+            fn service(&self, key: &ServiceKey<Addr<$family>>) -> Option<u32> {
+                // SAFETY: without preallocation a removed frontend stays readable until the program ends.
+                unsafe { $services.get($frontend(key)) }.copied()
+            }
+
+            #[inline(always)]
             fn insert_conn(&self, key: &ConnKey<Addr<$family>>, conn: &Conn) -> Inserted {
                 match $conns.insert($words(key), conn, u64::from(BPF_NOEXIST)) {
                     Ok(()) => Inserted::Done,
@@ -151,8 +185,8 @@ macro_rules! addresses {
         }
     };
 }
-addresses!(V4, PEERS_V4, PREFIXES_V4, CONNS_V4, words_v4);
-addresses!(V6, PEERS_V6, PREFIXES_V6, CONNS_V6, words_v6);
+addresses!(V4, PEERS_V4, PREFIXES_V4, SERVICES_V4, frontend_v4, CONNS_V4, words_v4);
+addresses!(V6, PEERS_V6, PREFIXES_V6, SERVICES_V6, frontend_v6, CONNS_V6, words_v6);
 
 impl Tables for Kernel {
     #[inline(always)]
@@ -162,6 +196,16 @@ impl Tables for Kernel {
             // SAFETY: a map's value stays mapped while the program runs.
             _ => unsafe { ENDPOINTS_SPILL.get(ifindex) }.filter(|endpoint| endpoint.ifindex == ifindex),
         }
+    }
+
+    #[inline(always)]
+    fn endpoint_ending(&self, low: u16) -> Option<&Endpoint> {
+        ENDPOINTS.get(u32::from(low) % ENDPOINT_SLOTS)
+    }
+
+    #[inline(always)]
+    fn origin(&self, mark: u32) -> Option<u32> {
+        ORIGINS.get(mark).copied()
     }
 
     #[inline(always)]

@@ -10,6 +10,11 @@ pub trait Packet {
     fn ifindex(&self) -> u32;
     /// A VLAN tag was taken off the frame and is kept beside it.
     fn vlan_tagged(&self) -> bool;
+    /// Interface by which the packet came into this network namespace; 0: made by the node itself.
+    fn came_in_by(&self) -> u32;
+    /// The packet's mark (`fwmark`), which stays with it inside this network namespace and which no pod can set.
+    fn mark(&self) -> u32;
+    fn set_mark(&self, mark: u32);
     /// `T` at a constant offset within the first [`HEAD`] bytes: the fast way.
     fn read<T: Wire>(&self, at: usize) -> Result<T, Reason>;
     /// `T` at any offset.

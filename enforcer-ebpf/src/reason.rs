@@ -16,6 +16,8 @@ pub enum Reason {
     Neighbour = 5,
     /// A later fragment of an allowed datagram.
     Fragment = 6,
+    /// On its way to another node, and not a pod's of this node.
+    Foreign = 7,
     /// The interface has no endpoint record: not yet, or no longer, a pod.
     NoEndpoint = 64,
     /// The frame ends inside a header.
@@ -61,13 +63,14 @@ pub const FIRST_DROP: u8 = 64;
 pub const REASONS: u32 = 83;
 
 impl Reason {
-    pub const ALL: [Self; 25] = [
+    pub const ALL: [Self; 26] = [
         Self::Tracked,
         Self::Allowed,
         Self::Related,
         Self::OwnAddress,
         Self::Neighbour,
         Self::Fragment,
+        Self::Foreign,
         Self::NoEndpoint,
         Self::Truncated,
         Self::InvalidHeader,
@@ -89,6 +92,21 @@ impl Reason {
         Self::TenantBoundary,
     ];
 
+    /// The reason of a code that was made from one.
+    ///
+    /// Of any other code it makes a drop.
+    #[inline(always)]
+    pub const fn of(code: u8) -> Self {
+        const FIRST: u8 = Reason::Tracked as u8;
+        const LAST: u8 = Reason::Foreign as u8;
+        const LAST_DROP: u8 = (REASONS - 1) as u8;
+        match code {
+            // SAFETY: codes have no gaps in either range (asserted below).
+            FIRST..=LAST | FIRST_DROP..=LAST_DROP => unsafe { core::mem::transmute::<u8, Self>(code) },
+            _ => Self::InvalidHeader,
+        }
+    }
+
     pub const fn is_drop(self) -> bool {
         self as u8 >= FIRST_DROP
     }
@@ -102,6 +120,7 @@ impl Reason {
             Self::OwnAddress => "own-address",
             Self::Neighbour => "neighbour",
             Self::Fragment => "fragment",
+            Self::Foreign => "foreign",
             Self::NoEndpoint => "no-endpoint",
             Self::Truncated => "truncated",
             Self::InvalidHeader => "invalid-header",
@@ -124,6 +143,17 @@ impl Reason {
         }
     }
 }
+
+const _: () = {
+    let passes = Reason::Foreign as usize;
+    let mut index = 0;
+    while index < Reason::ALL.len() {
+        let want = if index < passes { index + 1 } else { index - passes + FIRST_DROP as usize };
+        assert!(Reason::ALL[index] as usize == want);
+        index += 1;
+    }
+    assert!(Reason::ALL.len() - passes + FIRST_DROP as usize == REASONS as usize);
+};
 
 /// The code that no reason has.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -7,12 +7,15 @@ use crate::{
     flow::Flow,
     packet::Packet,
     reason::Reason,
-    rules::allow,
-    tables::{Addresses, ConnRef, Tables},
+    rules::{Question, allow},
+    tables::{Addresses, Tables},
+    track::find,
 };
 
 /// The ICMP header before the quoted packet.
 const ICMP_LEN: u32 = 8;
+
+const NO: Reason = Reason::ErrorNotTracked;
 
 #[inline(never)]
 pub fn related<F: Family, P: Packet, T: Tables + Addresses<F>, H: At>(
@@ -20,7 +23,6 @@ pub fn related<F: Family, P: Packet, T: Tables + Addresses<F>, H: At>(
     site: &Site<T, H>,
     flow: &Flow<F>,
 ) -> Result<Reason, Reason> {
-    const NO: Reason = Reason::ErrorNotTracked;
     let mut back = Flow::<F>::empty();
     quote(packet, site, flow, &mut back).map_err(|_| NO)?;
     back.reverse();
@@ -31,9 +33,18 @@ pub fn related<F: Family, P: Packet, T: Tables + Addresses<F>, H: At>(
     if back.destination != flow.destination || !from_receiver {
         return Err(NO);
     }
+    about(site, &back)
+}
+
+/// Whether a packet is tracked whose answer this one would be.
+#[inline(never)]
+fn about<F: Family, T: Tables + Addresses<F>, H: At>(
+    site: &Site<T, H>,
+    back: &Flow<F>,
+) -> Result<Reason, Reason> {
     // Turned round, the quoted packet goes the error's way.
     let receiver = back.sender();
-    let conn = find(site, &back).ok_or(NO)?;
+    let conn = find(site, back).ok_or(NO)?;
     let own = site.hook().own_side(receiver);
     let sender = receiver ^ 1;
     let (opener, end) = (conn.opener(), conn.end(own));
@@ -44,19 +55,11 @@ pub fn related<F: Family, P: Packet, T: Tables + Addresses<F>, H: At>(
     let generation = site.policy.generation();
     if end.generation() != generation {
         let direction = if opener == own { EGRESS } else { INGRESS };
-        let grant = allow(site, &back, direction, sender == opener).map_err(|_| NO)?;
+        let question = Question::again(conn, direction, sender == opener);
+        let grant = allow(site, back, question).map_err(|_| NO)?;
         conn.set_end(own, EndWord::new(generation, grant.rule));
     }
     Ok(Reason::Related)
-}
-
-/// The connection's entry; the key has a stack of its own.
-#[inline(never)]
-fn find<'t, F: Family, T: Addresses<F>, H: At>(
-    site: &'t Site<'t, T, H>,
-    flow: &Flow<F>,
-) -> Option<ConnRef<'t>> {
-    site.conn::<F>(&flow.key().0)
 }
 
 /// Reads the quoted packet's headers.
@@ -67,7 +70,7 @@ fn quote<F: Family, P: Packet, T: Addresses<F>, H: At>(
     flow: &Flow<F>,
     quoted: &mut Flow<F>,
 ) -> Result<(), Reason> {
-    F::network(packet, site, flow.at + ICMP_LEN, true, quoted)?;
+    F::network(packet, site.tables, flow.at + ICMP_LEN, true, quoted)?;
     quoted.end = flow.end;
     site.settle(quoted);
     if quoted.is_later_fragment() {

@@ -12,10 +12,6 @@ use crate::{
 };
 
 /// The first allow verdict of a connection at this end.
-#[expect(
-    clippy::trivially_copy_pass_by_ref,
-    reason = "in two registers it would be a sixth argument, and BPF has five"
-)]
 #[inline(never)]
 pub fn new<F: Family, P: Packet, T: Tables, H: At>(
     packet: &P,
@@ -78,7 +74,7 @@ pub fn denied<F: Family, P: Packet, T: Tables + Addresses<F>, H: At>(
     packet: &P,
     site: &Site<T, H>,
     flow: &Flow<F>,
-    Denial { reason, against }: Denial,
+    Denial { reason, against, .. }: Denial,
 ) -> Reason {
     let direction = site.hook().direction() ^ u8::from(against);
     let remote = site.hook().remote(flow);

@@ -1,40 +1,81 @@
 //! Whether the pod's rules allow a connection with a peer: boundary first, then at most three probes.
 
 use crate::{
-    abi::{DOOR, IDENTITY_UNKNOWN_POD, PEER_ANY, Peer, RuleKey, TENANT_UNKNOWN},
-    decide::{At, Site},
+    abi::{
+        CONN_TRANSLATED, DOOR, EGRESS, IDENTITY_HOST, IDENTITY_REMOTE_NODE, IDENTITY_UNKNOWN_POD, INGRESS,
+        PEER_ANY, Peer, RuleKey, ServiceKey, TENANT_UNKNOWN,
+    },
+    decide::{At, Hook, Site},
     family::Family,
     flow::Flow,
+    origin::{NOBODY, STRANGER},
     reason::Reason,
-    tables::{Addresses, Tables},
+    tables::{Addresses, ConnRef, Tables},
 };
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Grant {
     pub rule: u32,
     pub identity: u32,
+    /// The packet goes to a Service or to the node, where its destination may be translated.
+    pub marked: bool,
+}
+
+/// What is asked of a rule set; small enough for one register.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Question {
+    /// `INGRESS` or `EGRESS`: of the connection, seen from the endpoint.
+    pub direction: u8,
+    /// This packet of it goes the other way, so that its source is what the connection asked for.
+    pub against: bool,
+    /// Who stands behind an address of this node: see [`crate::origin`].
+    pub origin: u32,
+}
+
+impl Question {
+    #[inline(always)]
+    pub const fn first(direction: u8, origin: u32) -> Self {
+        Self { direction, against: false, origin }
+    }
+
+    /// About a connection that was judged before, under other rules.
+    #[inline(always)]
+    pub fn again(conn: ConnRef, direction: u8, against: bool) -> Self {
+        let origin = if conn.is_stranger() {
+            STRANGER
+        } else if conn.state() & CONN_TRANSLATED != 0 {
+            // Only these bits count, and it must not look like nobody.
+            1 << 16 | u32::from(conn.origin())
+        } else {
+            NOBODY
+        };
+        Self { direction, against, origin }
+    }
 }
 
 /// An address that no table knows: matched by nothing but rules for everybody.
-const UNKNOWN: Peer = Peer { identity: IDENTITY_UNKNOWN_POD, blocks: 0, tenant: TENANT_UNKNOWN, pad: 0 };
+const UNKNOWN: Peer = Peer { identity: IDENTITY_UNKNOWN_POD, blocks: 0, tenant: TENANT_UNKNOWN, ifindex: 0 };
 
-/// Judges a connection in its own direction; `against`: this packet of it goes the other way, so that its
-/// source is what the connection asked for.
+/// Judges a connection in its own direction.
 #[inline(never)]
 pub fn allow<F: Family, T: Tables + Addresses<F>, H: At>(
     site: &Site<T, H>,
     flow: &Flow<F>,
-    direction: u8,
-    against: bool,
+    question: Question,
 ) -> Result<Grant, Reason> {
-    let peer = site.peer::<F>(site.hook().remote(flow)).unwrap_or(UNKNOWN);
-    let mut key = RuleKey {
-        rule_set: site.policy.rule_set(),
-        peer: peer.identity,
-        direction,
-        protocol: flow.protocol,
-        port_be: if against { flow.rule_port(0) } else { flow.rule_port(1) },
+    let Question { direction, against, .. } = question;
+    let port_be = if against { flow.rule_port(0) } else { flow.rule_port(1) };
+    let rule_set = site.policy.rule_set();
+    let mut key = RuleKey { rule_set, peer: PEER_ANY, direction, protocol: flow.protocol, port_be };
+    let (peer, marked) = match frontend(site, flow, &key) {
+        // Only rules for all protocols and ports speak of a Service: its port is not its backends'.
+        Some(identity) => {
+            (key.protocol, key.port_be) = (0, [0; 2]);
+            (Peer { identity, ..Peer::default() }, true)
+        }
+        None => other(site, flow, question),
     };
+    key.peer = peer.identity;
     let own = site.endpoint.tenant;
     if own != 0 && peer.tenant != 0 && own != peer.tenant {
         key.direction = direction | DOOR;
@@ -53,7 +94,45 @@ pub fn allow<F: Family, T: Tables + Addresses<F>, H: At>(
         rule = site.tables.rule(&key);
     }
     match rule {
-        Some(rule) => Ok(Grant { rule, identity: peer.identity }),
+        Some(rule) => Ok(Grant { rule, identity: peer.identity, marked }),
         None => Err(Reason::PolicyDenied),
     }
+}
+
+/// The number behind the Service that the connection goes to, if it goes to one.
+#[inline(always)]
+fn frontend<F: Family, T: Tables + Addresses<F>, H: At>(
+    site: &Site<T, H>,
+    flow: &Flow<F>,
+    key: &RuleKey,
+) -> Option<u32> {
+    // On its way to another node a packet has been translated already.
+    if key.direction != EGRESS || site.hook() == Hook::ToOverlay {
+        return None;
+    }
+    let RuleKey { protocol, port_be, .. } = *key;
+    let key = ServiceKey { address: site.hook().remote(flow), port_be, protocol, pad: 0 };
+    Addresses::<F>::service(site.tables, &key)
+}
+
+/// The other end as policy sees it, and whether packets to it are marked.
+#[inline(always)]
+fn other<F: Family, T: Tables + Addresses<F>, H: At>(
+    site: &Site<T, H>,
+    flow: &Flow<F>,
+    question: Question,
+) -> (Peer, bool) {
+    let mut peer = site.peer::<F>(site.hook().remote(flow)).unwrap_or(UNKNOWN);
+    let is_host = peer.identity == IDENTITY_HOST;
+    if is_host && question.direction == INGRESS && question.origin != NOBODY {
+        let behind = match question.origin {
+            STRANGER => None,
+            origin => site.tables.endpoint_ending(origin as u16),
+        };
+        match behind {
+            Some(endpoint) => peer = site.peer::<F>(F::own(endpoint)).unwrap_or(UNKNOWN),
+            None => peer.identity = IDENTITY_REMOTE_NODE,
+        }
+    }
+    (peer, is_host && question.direction == EGRESS)
 }

@@ -66,6 +66,24 @@ impl Packet for Skb {
     }
 
     #[inline(always)]
+    fn came_in_by(&self) -> u32 {
+        // SAFETY: as in `ifindex`.
+        unsafe { (*self.0.skb.skb).ingress_ifindex }
+    }
+
+    #[inline(always)]
+    fn mark(&self) -> u32 {
+        // SAFETY: as in `ifindex`.
+        unsafe { (*self.0.skb.skb).mark }
+    }
+
+    #[inline(always)]
+    fn set_mark(&self, mark: u32) {
+        // SAFETY: as in `ifindex`; this field may be written (bpf(2), `__sk_buff`).
+        unsafe { (*self.0.skb.skb).mark = mark }
+    }
+
+    #[inline(always)]
     fn read<T: Wire>(&self, at: usize) -> Result<T, Reason> {
         let start = self.start() + at;
         if start + size_of::<T>() > self.end() {

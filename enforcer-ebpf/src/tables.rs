@@ -4,8 +4,8 @@ use core::{cell::Cell, marker::PhantomData, ptr::NonNull};
 
 use crate::{
     abi::{
-        Config, Conn, ConnKey, DropCount, DropKey, EndWord, Endpoint, Event, Fragment, FragmentKey, Peer,
-        RuleKey,
+        CONN_COUNTER, CONN_OPENER, CONN_STRANGER, Config, Conn, ConnKey, DropCount, DropKey, EndWord,
+        Endpoint, Event, Fragment, FragmentKey, Peer, RuleKey, ServiceKey,
     },
     family::{Family, V4, V6},
     flow::Flow,
@@ -20,6 +20,8 @@ pub trait Addresses<F: Family> {
     /// a flow that has been through a map is the same to it whichever way it came.
     fn settle(&self, _flow: &mut Flow<F>) {}
     fn conn(&self, key: &ConnKey<F::Addr>) -> Option<ConnRef<'_>>;
+    /// Identity number behind a Service's frontend.
+    fn service(&self, key: &ServiceKey<F::Addr>) -> Option<u32>;
     /// Never overwrites.
     fn insert_conn(&self, key: &ConnKey<F::Addr>, conn: &Conn) -> Inserted;
 }
@@ -28,6 +30,10 @@ pub trait Addresses<F: Family> {
 pub trait Tables: Addresses<V4> + Addresses<V6> {
     /// The record of exactly this interface.
     fn endpoint(&self, ifindex: u32) -> Option<&Endpoint>;
+    /// Whichever record's interface index ends in these bits; who relies on it being a certain one compares.
+    fn endpoint_ending(&self, low: u16) -> Option<&Endpoint>;
+    /// Interface index by an endpoint's mark.
+    fn origin(&self, mark: u32) -> Option<u32>;
     /// Number of the rule that allows this.
     fn rule(&self, key: &RuleKey) -> Option<u32>;
     fn fragment(&self, key: &FragmentKey) -> Option<Fragment>;
@@ -93,13 +99,26 @@ impl ConnRef<'_> {
     #[inline(always)]
     pub fn opener(self) -> usize {
         // SAFETY: `new`'s contract.
-        usize::from(unsafe { (*self.conn.as_ptr()).opener } & 1)
+        usize::from(unsafe { (*self.conn.as_ptr()).sides } & CONN_OPENER)
     }
 
     #[inline(always)]
     pub fn counter(self) -> usize {
         // SAFETY: `new`'s contract.
-        usize::from(unsafe { (*self.conn.as_ptr()).counter } & 1)
+        usize::from((unsafe { (*self.conn.as_ptr()).sides } & CONN_COUNTER) >> 1)
+    }
+
+    #[inline(always)]
+    pub fn is_stranger(self) -> bool {
+        // SAFETY: `new`'s contract.
+        unsafe { (*self.conn.as_ptr()).sides & CONN_STRANGER != 0 }
+    }
+
+    /// See [`Conn::origin`].
+    #[inline(always)]
+    pub fn origin(self) -> u16 {
+        // SAFETY: `new`'s contract.
+        unsafe { (*self.conn.as_ptr()).origin }
     }
 
     #[inline(always)]

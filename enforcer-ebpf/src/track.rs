@@ -1,14 +1,19 @@
 //! Connection tracking: which packets belong to what this end has allowed.
 
 use crate::{
-    abi::{CONN_ENDED, CONN_FIN, CONN_REPLIED, CONN_RESET, Conn, EGRESS, EndWord, INGRESS},
-    decide::{At, Denial, Hook, Site},
+    abi::{
+        CONN_ENDED, CONN_FIN, CONN_MARKED, CONN_REPLIED, CONN_RESET, CONN_STRANGER, CONN_TRANSLATED, Conn,
+        EGRESS, EndWord, INGRESS,
+    },
+    decide::{At, Denial, Hook, Outcome, Site},
     family::Family,
     flow::Flow,
+    origin::{NOBODY, STRANGER, is_endpoint, late, mark, origin},
+    overlay::is_current,
     packet::{Packet, TCP, TCP_FIN, TCP_RST},
     reason::Reason,
     report,
-    rules::allow,
+    rules::{Question, allow},
     tables::{Addresses, ConnRef, Inserted, Tables, tick},
 };
 
@@ -22,64 +27,123 @@ pub fn track<F: Family, P: Packet, T: Tables + Addresses<F>, H: At>(
     packet: &P,
     site: &Site<T, H>,
     flow: &Flow<F>,
-) -> Result<Reason, Denial> {
+) -> Outcome {
     let (key, sender) = flow.key();
     let Some(conn) = site.conn::<F>(&key) else {
-        if !flow.opens(site.adopted()) {
-            return Err(Reason::NotTracked.into());
-        }
-        let grant = allow(site, flow, site.hook().direction(), false)?;
-        if begin(packet, site, flow, grant.rule) {
-            report::new(packet, site, flow, &grant, false);
-        }
-        return Ok(Reason::Allowed);
+        return if flow.opens(site.adopted()) {
+            Outcome::first(false)
+        } else {
+            Outcome::new(Err(Reason::NotTracked.into()))
+        };
     };
+    // A SYN is nobody's reply. Only the opener's own, before any answer, is a retransmission.
+    if flow.is_syn() && (sender != conn.opener() || conn.state() & !KINDS != 0) {
+        return Outcome::first(true);
+    }
+    match follow(packet, site, flow, conn, sender) {
+        // The other pod has spoken first and was not heard: the pod is free to begin by itself.
+        Err(Denial { against: true, .. })
+            if site.hook() == Hook::FromPod
+                && conn.end(sender).generation() == 0
+                && flow.protocol != TCP
+                && flow.opens(false) =>
+        {
+            Outcome::first(true)
+        }
+        result => Outcome::new(result),
+    }
+}
+
+#[inline(always)]
+fn follow<F: Family, P: Packet, T: Tables + Addresses<F>, H: At>(
+    packet: &P,
+    site: &Site<T, H>,
+    flow: &Flow<F>,
+    conn: ConnRef,
+    sender: usize,
+) -> Result<Reason, Denial> {
     let (state, opener) = (conn.state(), conn.opener());
     let own = site.hook().own_side(sender);
-    // A SYN is nobody's reply. Only the opener's own, before any answer, is a retransmission.
-    if flow.is_syn() && (sender != opener || state != 0) {
-        let grant = allow(site, flow, site.hook().direction(), false)?;
-        if sender == opener || is_closed(state) {
-            restart(packet, site, flow, conn, grant.rule);
-            report::new(packet, site, flow, &grant, false);
-        } else {
-            // Both sides at once, or a port in use: the older connection keeps the entry.
-            report::new(packet, site, flow, &grant, false);
-        }
-        return Ok(Reason::Allowed);
-    }
     let end = conn.end(own);
     let generation = site.policy.generation();
     let mut reason = Reason::Tracked;
     if end.generation() != generation || generation == 0 {
         let against = sender != opener;
         let direction = if opener == own { EGRESS } else { INGRESS };
-        match allow(site, flow, direction, against) {
-            Ok(grant) => {
-                conn.set_end(own, EndWord::new(generation, grant.rule));
-                if end.generation() == 0 {
-                    report::new(packet, site, flow, &grant, against);
-                    reason = Reason::Allowed;
-                }
+        let grant = allow(site, flow, Question::again(conn, direction, against))
+            .map_err(|reason| Denial { reason, against, late: false })?;
+        conn.set_end(own, EndWord::new(generation, grant.rule));
+        if end.generation() == 0 {
+            report::new(packet, site, flow, &grant, against);
+            reason = Reason::Allowed;
+        }
+    }
+    if sender == opener {
+        match site.hook() {
+            Hook::ToPod if state & CONN_TRANSLATED != 0 && !is_current(site.tables, conn) => {
+                let origin = origin(packet, site.tables, flow);
+                conn.set_end(opener, late(packet, site.tables, flow, (origin, false))?);
             }
-            // The other pod has spoken first and was not heard: the pod is free to begin by itself.
-            Err(_)
-                if end.generation() == 0
-                    && against
-                    && site.hook() == Hook::FromPod
-                    && flow.protocol != TCP
-                    && flow.opens(false) =>
-            {
-                let grant = allow(site, flow, site.hook().direction(), false)?;
-                restart(packet, site, flow, conn, grant.rule);
-                report::new(packet, site, flow, &grant, false);
-                return Ok(Reason::Allowed);
-            }
-            Err(reason) => return Err(Denial { reason, against }),
+            Hook::FromPod if state & CONN_MARKED != 0 => mark(packet, site),
+            _ => {}
         }
     }
     account(packet, site, flow, conn, Sides { sender, own, opener }, state);
     Ok(reason)
+}
+
+/// What an entry is besides the packets that it has seen.
+const KINDS: u8 = CONN_MARKED | CONN_TRANSLATED;
+
+/// What a connection's entry begins with.
+#[derive(Clone, Copy)]
+struct Birth {
+    /// The verdict at the other end, if it was given here too.
+    opener: EndWord,
+    rule: u32,
+    origin: u16,
+    sides: u8,
+    state: u8,
+}
+
+/// Judges a connection by the first packet of it: at this end and, if the packet was translated on its way here
+/// from another pod of this node, at that end too. Then enters it, room or not.
+#[inline(never)]
+pub fn begin<F: Family, P: Packet, T: Tables + Addresses<F>, H: At>(
+    packet: &P,
+    site: &Site<T, H>,
+    flow: &Flow<F>,
+    over: bool,
+) -> Outcome {
+    let mut birth = Birth { opener: EndWord(0), rule: 0, origin: 0, sides: 0, state: 0 };
+    let mut from = NOBODY;
+    if site.hook() == Hook::ToPod {
+        from = origin(packet, site.tables, flow);
+        if is_endpoint(from) {
+            match late(packet, site.tables, flow, (from, true)) {
+                Ok(word) => birth.opener = word,
+                Err(denial) => return Outcome::new(Err(denial)),
+            }
+            birth.origin = from as u16;
+            birth.state = CONN_TRANSLATED;
+        } else if from == STRANGER {
+            birth.sides = CONN_STRANGER;
+        }
+    }
+    let grant = match allow(site, flow, Question::first(site.hook().direction(), from)) {
+        Ok(grant) => grant,
+        Err(reason) => return Outcome::new(Err(reason.into())),
+    };
+    birth.rule = grant.rule;
+    if site.hook() == Hook::FromPod && grant.marked {
+        birth.state = CONN_MARKED;
+        mark(packet, site);
+    }
+    let told = if over { restart(packet, site, flow, &birth) } else { enter(packet, site, flow, &birth) };
+    if told {
+        report::new(packet, site, flow, &grant, false);
+    }
+    Outcome::new(Ok(Reason::Allowed))
 }
 
 /// A connection's entry after its first packet.
@@ -88,38 +152,35 @@ fn opened<F: Family, P: Packet, T: Tables, H: At>(
     packet: &P,
     site: &Site<T, H>,
     flow: &Flow<F>,
-    sender: usize,
-    rule: u32,
+    birth: &Birth,
 ) -> Conn {
     let now = site.tables.now();
+    let sender = flow.sender();
     let own = site.hook().own_side(sender);
-    let end = EndWord::new(site.policy.generation(), rule);
-    let none = EndWord(0);
+    let end = EndWord::new(site.policy.generation(), birth.rule);
     let bytes = u64::from(packet.frame_len());
     let on = |side: usize| side == 0;
     Conn {
-        ends: if on(own) { [end, none] } else { [none, end] },
+        ends: if on(own) { [end, birth.opener] } else { [birth.opener, end] },
         packets: if on(sender) { [1, 0] } else { [0, 1] },
         bytes: if on(sender) { [bytes, 0] } else { [0, bytes] },
         started: now,
         last_seen: tick(now),
-        opener: sender as u8,
-        counter: own as u8,
-        state: closing(flow, sender),
-        pad: 0,
+        sides: sender as u8 | (own as u8) << 1 | birth.sides,
+        state: closing(flow, sender) | birth.state,
+        origin: birth.origin,
     }
 }
 
-/// Enters a new connection: whether this packet is the first to do so. It is allowed, room or not.
+/// Whether this packet is the first to enter the connection.
 #[inline(never)]
-fn begin<F: Family, P: Packet, T: Tables + Addresses<F>, H: At>(
+fn enter<F: Family, P: Packet, T: Tables + Addresses<F>, H: At>(
     packet: &P,
     site: &Site<T, H>,
     flow: &Flow<F>,
-    rule: u32,
+    birth: &Birth,
 ) -> bool {
-    let (key, sender) = flow.key();
-    match site.insert_conn::<F>(&key, &opened(packet, site, flow, sender, rule)) {
+    match insert::<F, T>(site.tables, flow, &opened(packet, site, flow, birth)) {
         // The faster packet has told of the connection; this end's word is added with the next one.
         Inserted::Exists => return false,
         Inserted::Done => {}
@@ -128,21 +189,41 @@ fn begin<F: Family, P: Packet, T: Tables + Addresses<F>, H: At>(
     true
 }
 
+/// The connection's entry; the key has a stack of its own.
+#[inline(never)]
+pub fn find<'t, F: Family, T: Addresses<F>, H: At>(
+    site: &'t Site<'t, T, H>,
+    flow: &Flow<F>,
+) -> Option<ConnRef<'t>> {
+    site.conn::<F>(&flow.key().0)
+}
+
+/// Enters it; the key has a stack of its own.
+#[inline(never)]
+pub fn insert<F: Family, T: Addresses<F>>(tables: &T, flow: &Flow<F>, conn: &Conn) -> Inserted {
+    tables.insert_conn(&flow.key().0, conn)
+}
+
 /// A new connection under the key of an old one.
 #[inline(never)]
 fn restart<F: Family, P: Packet, T: Tables + Addresses<F>, H: At>(
     packet: &P,
     site: &Site<T, H>,
     flow: &Flow<F>,
-    conn: ConnRef,
-    rule: u32,
-) {
+    birth: &Birth,
+) -> bool {
     let sender = flow.sender();
     let own = site.hook().own_side(sender);
+    let Some(conn) = find(site, flow) else { return true };
+    // Both sides began at once, or a port is in use: the older connection keeps the entry.
+    if flow.protocol == TCP && sender != conn.opener() && !is_closed(conn.state()) {
+        return true;
+    }
     if flow.protocol == TCP && conn.state() & CONN_ENDED == 0 && conn.counter() == own {
         report::end(packet, site, flow, conn, sender);
     }
-    conn.replace(&opened(packet, site, flow, sender, rule));
+    conn.replace(&opened(packet, site, flow, birth));
+    true
 }
 
 #[derive(Clone, Copy)]

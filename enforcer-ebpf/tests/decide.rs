@@ -18,8 +18,8 @@ use bulkhead_ebpf::{
 };
 use proptest::prelude::*;
 use scene::{
-    A, B, Block, Case, Host, IFINDEX, Node, OpenTenant, Remote, Step, Tenant, Unknown, Who, World, between,
-    cases, endpoint, memory, octets,
+    A, B, Block, Case, Host, IFINDEX, Node, OpenTenant, Remote, Sight, Step, Tenant, Unknown, Who, World,
+    between, cases, endpoint, memory, octets,
 };
 
 const ALL: [Who; 10] = [A, B, Remote, Tenant, OpenTenant, Host, Node, Block, World, Unknown];
@@ -41,14 +41,13 @@ fn run(case: &Case) -> Result<(), String> {
             Step::Tenant(who, tenant) => pods[index(who)].tenant = *tenant,
             Step::Adopted(who) => pods[index(who)].flags |= ENDPOINT_ADOPTED,
             Step::Gone => gone = true,
-            Step::Packet(who, hook, frame, want) => {
-                memory.endpoints.clear();
-                if !gone {
-                    memory.endpoints.insert(IFINDEX, pods[index(who)]);
-                }
-                let before = memory.counter(*want);
-                let got = see(&memory, *hook, frame);
-                if got != *want || memory.counter(*want) != before + 1 {
+            Step::Packet(..) | Step::Translated(..) => {
+                let Some(Sight { who, hook, bytes, came_in_by, mark, want }) = step.sight() else { continue };
+                memory.endpoints = scene::endpoints(pods, (!gone).then_some(who));
+                let before = memory.counter(want);
+                let frame = Frame { came_in_by, mark: mark.into(), ..Frame::new(bytes, IFINDEX) };
+                let got = decide(&frame, &memory, hook);
+                if got != want || memory.counter(want) != before + 1 {
                     return Err(format!(
                         "{} (v6: {}), step {number}: {got:?}, not {want:?}",
                         case.name, case.v6
@@ -73,7 +72,7 @@ fn every_reason_is_reached_by_some_case() {
         .into_iter()
         .flat_map(cases)
         .flat_map(|case| case.steps)
-        .filter_map(|step| if let Step::Packet(_, _, _, want) = step { Some(want) } else { None })
+        .filter_map(|step| step.sight().map(|sight| sight.want))
         .collect();
     assert_eq!(reached, Reason::ALL.into_iter().collect());
 }
@@ -113,7 +112,7 @@ fn a_connection_is_told_of_at_its_begin_and_end_with_counts() {
     assert_eq!(new.source[..4], octets(A.address(false)).0);
     let conns = memory.conns_v4();
     let conn = conns.values().next().unwrap();
-    assert_eq!((conns.len(), conn.opener, conn.counter), (1, 0, 0));
+    assert_eq!((conns.len(), conn.sides), (1, 0));
     assert_eq!(conn.ends, [EndWord::new(1, 11), EndWord(0)]);
     assert_eq!(conn.state & (CONN_REPLIED | CONN_ENDED), CONN_REPLIED | CONN_ENDED);
     assert_eq!(conn.packets, [3, 2]);

@@ -18,18 +18,20 @@ use aya::{
 use bulkhead_ebpf::{
     abi::{
         Config, Conn, ConnKey4, ConnKey6, DropCount, DropKey, ENDPOINT_ADOPTED, Endpoint, Fragment,
-        FragmentKey, Peer, PolicyWord, RuleKey, names,
+        FragmentKey, Peer, PolicyWord, RuleKey, ServiceKey, ServiceKey4, ServiceKey6, names,
     },
     decide::{Hook, decide},
     host::Frame,
-    packet::{TCP_ACK, TCP_SYN},
+    packet::{TCP, TCP_ACK, TCP_SYN},
     reason::{REASONS, Reason},
 };
 use proptest::{
     prelude::*,
     test_runner::{Config as RunnerConfig, TestRunner},
 };
-use scene::{A, B, IFINDEX, Step, World, between, cases, endpoint, memory, octets};
+use scene::{
+    A, B, Host, IFINDEX, Remote, Sight, Step, Vip, Who, World, between, cases, endpoint, memory, octets,
+};
 
 /// The loaded object, its maps filled with the scene.
 struct Kernel(Ebpf);
@@ -41,7 +43,7 @@ impl Kernel {
             .map_max_entries(names::CONNS_V6, 4096)
             .load(aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/bulkhead-programs")))
             .unwrap();
-        for name in [names::FROM_POD, names::TO_POD, names::NOTHING] {
+        for name in [names::FROM_POD, names::TO_POD, names::TO_OVERLAY, names::NOTHING] {
             let program: &mut SchedClassifier = ebpf.program_mut(name).unwrap().try_into().unwrap();
             program.load().unwrap();
         }
@@ -73,6 +75,23 @@ impl Kernel {
         for (bits, key, rule) in scene::rules() {
             kernel.trie::<RuleKey, u32>(names::RULES).insert(&Key::new(bits, key), rule, 0).unwrap();
         }
+        for (address, port, backends) in scene::services() {
+            let port_be = port.to_be_bytes();
+            match address {
+                IpAddr::V4(a) => {
+                    let key = ServiceKey { address: a.octets(), port_be, protocol: TCP, pad: 0 };
+                    kernel.hash::<ServiceKey4, u32>(names::SERVICES_V4).insert(key, backends, 0).unwrap();
+                }
+                IpAddr::V6(a) => {
+                    let key = ServiceKey { address: a.octets(), port_be, protocol: TCP, pad: 0 };
+                    kernel.hash::<ServiceKey6, u32>(names::SERVICES_V6).insert(key, backends, 0).unwrap();
+                }
+            }
+        }
+        let mut origins: Array<_, u32> = kernel.0.map_mut(names::ORIGINS).unwrap().try_into().unwrap();
+        for who in [A, B] {
+            origins.set(who.mark().into(), who.ifindex(), 0).unwrap();
+        }
         let mut config: Array<_, Config> = kernel.0.map_mut(names::CONFIG).unwrap().try_into().unwrap();
         config.set(0, scene::CONFIG, 0).unwrap();
         kernel
@@ -86,9 +105,16 @@ impl Kernel {
         self.0.map_mut(name).unwrap().try_into().unwrap()
     }
 
-    fn set_endpoint(&mut self, endpoint: Endpoint) {
+    fn set_endpoints(&mut self, pods: [Endpoint; 2], at_hook: Option<Who>) {
         let mut endpoints: Array<_, Endpoint> = self.0.map_mut(names::ENDPOINTS).unwrap().try_into().unwrap();
-        endpoints.set(IFINDEX, endpoint, 0).unwrap();
+        endpoints.set(IFINDEX, Endpoint::default(), 0).unwrap();
+        for (ifindex, record) in scene::endpoints(pods, at_hook) {
+            endpoints.set(ifindex, record, 0).unwrap();
+        }
+    }
+
+    fn set_endpoint(&mut self, a: Endpoint) {
+        self.set_endpoints([a, endpoint(B)], Some(A));
     }
 
     fn clear<K: Pod, V: Pod>(&mut self, name: &str) {
@@ -114,17 +140,6 @@ impl Kernel {
     }
 
     /// Runs a frame, `repeat` times; gives the return value and the time of one run.
-    fn run(&self, hook: Hook, frame: &[u8], repeat: u32) -> (i32, Duration) {
-        self.run_program(
-            match hook {
-                Hook::FromPod => names::FROM_POD,
-                Hook::ToPod => names::TO_POD,
-            },
-            frame,
-            repeat,
-        )
-    }
-
     fn run_program(&self, name: &str, frame: &[u8], repeat: u32) -> (i32, Duration) {
         let program: &SchedClassifier = self.0.program(name).unwrap().try_into().unwrap();
         let options = TestRunOptions { data_in: Some(frame), repeat, ..TestRunOptions::new() };
@@ -132,10 +147,30 @@ impl Kernel {
         (result.return_value.cast_signed(), result.duration)
     }
 
+    /// Runs a frame once; gives the return value and the packet's mark afterwards.
+    fn see(&self, hook: Hook, frame: &[u8], way: Way) -> (i32, u32) {
+        let name = match hook {
+            Hook::FromPod => names::FROM_POD,
+            Hook::ToPod => names::TO_POD,
+            Hook::ToOverlay => names::TO_OVERLAY,
+        };
+        let program: &SchedClassifier = self.0.program(name).unwrap().try_into().unwrap();
+        let (context, mut after) = (way.context(), [0; CONTEXT]);
+        let options = TestRunOptions {
+            data_in: Some(frame),
+            ctx_in: Some(&context),
+            ctx_out: Some(&mut after),
+            ..TestRunOptions::new()
+        };
+        let action = program.test_run(options).unwrap().return_value.cast_signed();
+        (action, u32::from_ne_bytes(after[MARK..MARK + 4].try_into().unwrap()))
+    }
+
     /// The verdict's reason, by the counter that has moved.
-    fn reason(&self, hook: Hook, frame: &[u8]) -> Reason {
+    fn reason(&self, hook: Hook, frame: &[u8], way: Way) -> Reason {
         let before = self.counters();
-        let (action, _) = self.run(hook, frame, 1);
+        let (action, mark) = self.see(hook, frame, way);
+        assert!(mark == way.mark || hook == Hook::FromPod, "only `from_pod` marks");
         let moved: Vec<_> = (0..)
             .zip(self.counters().iter().zip(&before))
             .filter(|(_, (after, before))| after != before)
@@ -144,6 +179,43 @@ impl Kernel {
         let [reason] = moved[..] else { panic!("one counter moves with each packet: {moved:?}") };
         assert_eq!(action, if reason.is_drop() { 2 } else { -1 }, "{reason:?}");
         reason
+    }
+}
+
+/// What the frame brings along besides its bytes.
+#[derive(Clone, Copy, Debug, Default)]
+struct Way {
+    came_in_by: u32,
+    mark: u32,
+}
+
+/// Bytes of `struct __sk_buff` (linux/bpf.h), and where two of its fields are.
+const CONTEXT: usize = 192;
+const MARK: usize = 8;
+const INGRESS_IFINDEX: usize = 36;
+
+impl Way {
+    fn context(self) -> [u8; CONTEXT] {
+        let mut context = [0; CONTEXT];
+        context[MARK..MARK + 4].copy_from_slice(&self.mark.to_ne_bytes());
+        context[INGRESS_IFINDEX..INGRESS_IFINDEX + 4].copy_from_slice(&self.came_in_by.to_ne_bytes());
+        context
+    }
+}
+
+#[test]
+fn what_goes_to_a_service_or_the_node_leaves_with_the_endpoints_mark() {
+    let mut kernel = Kernel::load();
+    for v6 in [false, true] {
+        kernel.reset();
+        let others = Way { mark: 0xabc0_4001, ..Way::default() };
+        for (to, port, want) in [(Vip, 80, 0x0050_4001), (Host, 22, 0x0050_4001), (Remote, 80, 0xabc0_4001)] {
+            for flags in [TCP_SYN, TCP_ACK] {
+                let frame = between(A, to, v6).tcp(9, port, flags);
+                let seen = kernel.see(Hook::FromPod, &frame, others);
+                assert_eq!(seen, (-1, want), "{to:?}, flags {flags}");
+            }
+        }
     }
 }
 
@@ -164,11 +236,16 @@ fn every_case_comes_to_its_verdict_in_the_kernel() {
                 Step::Tenant(who, tenant) => pods[index(*who)].tenant = *tenant,
                 Step::Adopted(who) => pods[index(*who)].flags |= ENDPOINT_ADOPTED,
                 Step::Gone => gone = true,
-                Step::Packet(_, _, frame, _) if frame.len() < shortest(frame) => {}
-                Step::Packet(who, hook, frame, want) => {
-                    kernel.set_endpoint(if gone { Endpoint::default() } else { pods[index(*who)] });
-                    let got = kernel.reason(*hook, frame);
-                    if got != *want {
+                Step::Packet(..) | Step::Translated(..) => {
+                    let Some(Sight { who, hook, bytes, came_in_by, mark, want }) = step.sight() else {
+                        continue;
+                    };
+                    if bytes.len() < shortest(bytes) {
+                        continue;
+                    }
+                    kernel.set_endpoints(pods, (!gone).then_some(who));
+                    let got = kernel.reason(hook, bytes, Way { came_in_by, mark });
+                    if got != want {
                         wrong.push(format!(
                             "{} (v6: {}), step {number}: {got:?}, not {want:?}",
                             case.name, case.v6
@@ -197,7 +274,7 @@ fn frames() -> impl Strategy<Value = Vec<u8>> {
         .into_iter()
         .flat_map(cases)
         .flat_map(|case| case.steps)
-        .filter_map(|step| if let Step::Packet(_, _, frame, _) = step { Some(frame) } else { None })
+        .filter_map(|step| step.sight().map(|sight| sight.bytes.to_vec()))
         .collect();
     let edits = proptest::collection::vec((any::<prop::sample::Index>(), any::<u8>()), 0..4);
     let cut = (any::<bool>(), any::<prop::sample::Index>());
@@ -222,7 +299,13 @@ fn frames() -> impl Strategy<Value = Vec<u8>> {
 #[test]
 fn kernel_and_host_agree_on_sequences_of_frames() {
     let mut kernel = Kernel::load();
-    let steps = proptest::collection::vec((frames(), any::<bool>()), 1..8);
+    let hooks = prop::sample::select(vec![Hook::FromPod, Hook::ToPod, Hook::ToOverlay]);
+    let ways = (any::<bool>(), prop::sample::select(vec![0, A.mark(), B.mark(), 77]));
+    let ways = ways.prop_map(|(forwarded, mark)| Way {
+        came_in_by: if forwarded { scene::BRIDGE } else { 0 },
+        mark: u32::from(mark) << 20,
+    });
+    let steps = proptest::collection::vec((frames(), hooks, ways), 1..8);
     let mut runner =
         TestRunner::new(RunnerConfig { cases: 1000, failure_persistence: None, ..RunnerConfig::default() });
     let kernel = std::cell::RefCell::new(&mut kernel);
@@ -231,10 +314,11 @@ fn kernel_and_host_agree_on_sequences_of_frames() {
             let mut kernel = kernel.borrow_mut();
             let memory = memory();
             kernel.reset();
-            for (frame, from) in steps {
-                let hook = if from { Hook::FromPod } else { Hook::ToPod };
-                let host = decide(&Frame::new(&frame, IFINDEX), &memory, hook);
-                prop_assert_eq!(kernel.reason(hook, &frame), host, "{:02x?}", frame);
+            for (frame, hook, way) in steps {
+                let Way { came_in_by, mark } = way;
+                let on_host = Frame { came_in_by, mark: mark.into(), ..Frame::new(&frame, IFINDEX) };
+                let host = decide(&on_host, &memory, hook);
+                prop_assert_eq!(kernel.reason(hook, &frame, way), host, "{:?} {:02x?}", way, frame);
             }
             Ok(())
         })
@@ -266,8 +350,8 @@ fn what_a_packet_costs() {
     for v6 in [false, true] {
         let ab = between(A, B, v6);
         let (syn, ack) = (ab.tcp(999, 80, TCP_SYN), ab.tcp(999, 80, TCP_ACK));
-        assert_eq!(kernel.reason(Hook::FromPod, &syn), Reason::Allowed);
-        assert_eq!(kernel.reason(Hook::FromPod, &ack), Reason::Tracked);
+        assert_eq!(kernel.reason(Hook::FromPod, &syn, Way::default()), Reason::Allowed);
+        assert_eq!(kernel.reason(Hook::FromPod, &ack, Way::default()), Reason::Tracked);
         println!("v6 {v6}: tracked from_pod {} ns", run(&kernel, Hook::FromPod, &ack));
         let reply = ab.reply().tcp(80, 999, TCP_ACK);
         println!("v6 {v6}: tracked to_pod {} ns", run(&kernel, Hook::ToPod, &reply));

@@ -12,7 +12,7 @@ use std::{boxed::Box, collections::HashMap, vec::Vec};
 use crate::{
     abi::{
         Config, Conn, ConnKey, ConnKey4, ConnKey6, DropCount, DropKey, Endpoint, Event, Fragment,
-        FragmentKey, Peer, RULE_BITS_PORT, RuleKey,
+        FragmentKey, Peer, RULE_BITS_PORT, RuleKey, ServiceKey, ServiceKey4, ServiceKey6,
     },
     family::{Family, V4, V6},
     packet::{Packet, Wire},
@@ -21,16 +21,18 @@ use crate::{
 };
 
 /// A frame in memory, as seen on an interface.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 pub struct Frame<'a> {
     pub bytes: &'a [u8],
     pub ifindex: u32,
     pub vlan_tagged: bool,
+    pub came_in_by: u32,
+    pub mark: Cell<u32>,
 }
 
 impl<'a> Frame<'a> {
     pub const fn new(bytes: &'a [u8], ifindex: u32) -> Self {
-        Self { bytes, ifindex, vlan_tagged: false }
+        Self { bytes, ifindex, vlan_tagged: false, came_in_by: 0, mark: Cell::new(0) }
     }
 }
 
@@ -45,6 +47,18 @@ impl Packet for Frame<'_> {
 
     fn vlan_tagged(&self) -> bool {
         self.vlan_tagged
+    }
+
+    fn came_in_by(&self) -> u32 {
+        self.came_in_by
+    }
+
+    fn mark(&self) -> u32 {
+        self.mark.get()
+    }
+
+    fn set_mark(&self, mark: u32) {
+        self.mark.set(mark);
     }
 
     fn read<T: Wire>(&self, at: usize) -> Result<T, Reason> {
@@ -68,6 +82,10 @@ pub struct Memory {
     /// By prefix length in bits and masked address.
     pub prefixes_v4: HashMap<(u32, [u8; 4]), Peer>,
     pub prefixes_v6: HashMap<(u32, [u8; 16]), Peer>,
+    pub services_v4: HashMap<ServiceKey4, u32>,
+    pub services_v6: HashMap<ServiceKey6, u32>,
+    /// Interface index by mark.
+    pub origins: HashMap<u32, u32>,
     /// By prefix length in bits and masked key; the value is the rule's number.
     pub rules: HashMap<(u32, RuleKey), u32>,
     pub config: Config,
@@ -202,7 +220,7 @@ fn bytes<A: Copy, B>(key: &ConnKey<A>, address: impl Fn(A) -> B) -> ConnKey<B> {
 }
 
 macro_rules! addresses {
-    ($family:ty, $bytes:path, $peers:ident, $prefixes:ident, $conns:ident) => {
+    ($family:ty, $bytes:path, $peers:ident, $prefixes:ident, $services:ident, $conns:ident) => {
         impl Addresses<$family> for Memory {
             fn peer(&self, address: <$family as Family>::Addr) -> Option<Peer> {
                 let address = $bytes(address);
@@ -217,6 +235,12 @@ macro_rules! addresses {
                 Some(unsafe { ConnRef::new(conn) })
             }
 
+            fn service(&self, key: &ServiceKey<<$family as Family>::Addr>) -> Option<u32> {
+                let ServiceKey { port_be, protocol, pad, .. } = *key;
+                let key = ServiceKey { address: $bytes(key.address), port_be, protocol, pad };
+                self.$services.get(&key).copied()
+            }
+
             fn insert_conn(&self, key: &ConnKey<<$family as Family>::Addr>, conn: &Conn) -> Inserted {
                 match self.insertion.take() {
                     Some(outcome) => outcome,
@@ -227,12 +251,20 @@ macro_rules! addresses {
         }
     };
 }
-addresses!(V4, u32::to_ne_bytes, peers_v4, prefixes_v4, conns_v4);
-addresses!(V6, V6::wide, peers_v6, prefixes_v6, conns_v6);
+addresses!(V4, u32::to_ne_bytes, peers_v4, prefixes_v4, services_v4, conns_v4);
+addresses!(V6, V6::wide, peers_v6, prefixes_v6, services_v6, conns_v6);
 
 impl Tables for Memory {
     fn endpoint(&self, ifindex: u32) -> Option<&Endpoint> {
         self.endpoints.get(&ifindex)
+    }
+
+    fn endpoint_ending(&self, low: u16) -> Option<&Endpoint> {
+        self.endpoints.values().find(|endpoint| endpoint.ifindex & 0xffff == u32::from(low))
+    }
+
+    fn origin(&self, mark: u32) -> Option<u32> {
+        self.origins.get(&mark).copied()
     }
 
     fn rule(&self, key: &RuleKey) -> Option<u32> {

@@ -13,6 +13,7 @@ use super::{
     Step::{Adopted, Gone, Packet, Policy},
     TUNNEL, Tenant, Unknown, World, between,
     families::{four, six},
+    services::services,
 };
 
 const SYN: u8 = TCP_SYN;
@@ -367,5 +368,6 @@ pub fn cases(v6: bool) -> Vec<Case> {
     } else {
         four(&mut cases);
     }
+    services(&mut cases, v6);
     cases
 }

@@ -1,16 +1,20 @@
 //! A small world and what must happen in it: the same table is run on the host and in the kernel.
 mod cases;
 mod families;
+mod services;
 
 pub use cases::cases;
 
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::{
+    collections::HashMap,
+    net::{IpAddr, Ipv4Addr, Ipv6Addr},
+};
 
 use bulkhead_ebpf::{
     abi::{
         BLOCKS_TAG, Config, DOOR, EGRESS, Endpoint, IDENTITY_HOST, IDENTITY_REMOTE_NODE,
         IDENTITY_UNKNOWN_POD, IDENTITY_WORLD, INGRESS, PEER_ANY, Peer, PolicyWord, RULE_BITS_ALL,
-        RULE_BITS_PORT, RULE_BITS_PROTOCOL, RuleKey, TENANT_UNKNOWN,
+        RULE_BITS_PORT, RULE_BITS_PROTOCOL, RuleKey, ServiceKey, TENANT_UNKNOWN,
     },
     decide::Hook,
     host::{
@@ -42,8 +46,10 @@ pub enum Who {
     World,
     /// An address of the pod network that no pod is known to own.
     Unknown,
+    /// The cluster address of a Service.
+    Vip,
 }
-pub use Who::{A, B, Block, Host, Node, OpenTenant, Remote, Tenant, Unknown, World};
+pub use Who::{A, B, Block, Host, Node, OpenTenant, Remote, Tenant, Unknown, Vip, World};
 
 impl Who {
     pub const fn address(self, v6: bool) -> IpAddr {
@@ -58,6 +64,7 @@ impl Who {
             Block => ([203, 0, 113, 9], [0x2001, 0xdb8, 0, 0, 0, 0, 0, 9]),
             World => ([198, 51, 100, 1], [0x2600, 0, 0, 0, 0, 0, 0, 1]),
             Unknown => ([10, 9, 9, 9], [0xfd00, 9, 9, 0, 0, 0, 0, 9]),
+            Vip => ([172, 30, 0, 10], [0xfd30, 0, 0, 0, 0, 0, 0, 0xa]),
         };
         if v6 {
             IpAddr::V6(Ipv6Addr::from_segments(six))
@@ -75,6 +82,24 @@ impl Who {
         }
     }
 
+    /// Interface of the pod, other than [`IFINDEX`]: where others find its record.
+    pub const fn ifindex(self) -> u32 {
+        match self {
+            A => 70,
+            B => 71,
+            _ => 0,
+        }
+    }
+
+    /// Packets to Services and the node carry this.
+    pub const fn mark(self) -> u16 {
+        match self {
+            A => 5,
+            B => 0xfff,
+            _ => 0,
+        }
+    }
+
     const fn peer(self) -> Peer {
         let (identity, blocks, tenant) = match self {
             A => (300, 0, 0),
@@ -85,10 +110,10 @@ impl Who {
             Host => (IDENTITY_HOST, 0, 0),
             Node => (IDENTITY_REMOTE_NODE, 0, 0),
             Block => (IDENTITY_WORLD, BLOCKS_TAG | 5, 0),
-            World => (IDENTITY_WORLD, 0, 0),
+            World | Vip => (IDENTITY_WORLD, 0, 0),
             Unknown => (IDENTITY_UNKNOWN_POD, 0, TENANT_UNKNOWN),
         };
-        Peer { identity, blocks, tenant, pad: 0 }
+        Peer { identity, blocks, tenant, ifindex: self.ifindex() }
     }
 }
 
@@ -98,6 +123,16 @@ pub fn peers() -> Vec<(IpAddr, Peer)> {
         .into_iter()
         .flat_map(|who| [false, true].map(|v6| (who.address(v6), who.peer())))
         .collect()
+}
+
+/// Interface by which what a pod sends to a Service comes into the node.
+pub const BRIDGE: u32 = 50;
+
+/// Frontends of Services and the number that stands for their backends.
+pub fn services() -> Vec<(IpAddr, u16, u32)> {
+    let frontends = [(Vip, 80, 500), (Vip, 81, 501), (Vip, 443, 501), (Host, 30080, 500), (Host, 30081, 501)];
+    let of = |v6: bool| frontends.map(|(who, port, backends)| (who.address(v6), port, backends));
+    [of(false), of(true)].concat()
 }
 
 /// Everything else, by prefix length.
@@ -114,7 +149,8 @@ pub fn prefixes() -> Vec<(u32, IpAddr, Peer)> {
     .to_vec()
 }
 
-pub const CONFIG: Config = Config { tunnel_port_be: TUNNEL.to_be_bytes(), pad: [0; 6] };
+pub const CONFIG: Config =
+    Config { tunnel_port_be: TUNNEL.to_be_bytes(), pad: [0; 2], mark_mask: 0xfff0_0000 };
 /// A's rules, and the same under another number; a set without rules is any other number.
 pub const RULES_A: u32 = 1;
 pub const RULES_A_AGAIN: u32 = 4;
@@ -122,6 +158,8 @@ pub const RULES_B: u32 = 2;
 pub const RULES_NONE: u32 = 9;
 /// Rules of somebody who may do everything.
 pub const RULES_OPEN: u32 = 5;
+/// Nobody but the node may come in.
+pub const RULES_HOST: u32 = 6;
 
 pub fn rules() -> Vec<(u32, RuleKey, u32)> {
     let key = |rule_set, peer, direction, protocol, port: u16| RuleKey {
@@ -133,6 +171,8 @@ pub fn rules() -> Vec<(u32, RuleKey, u32)> {
     };
     let mut rules = vec![
         (RULE_BITS_PORT, key(RULES_B, 300, INGRESS, TCP, 80), 21),
+        (RULE_BITS_ALL, key(RULES_B, IDENTITY_HOST, INGRESS, 0, 0), 24),
+        (RULE_BITS_ALL, key(RULES_HOST, IDENTITY_HOST, INGRESS, 0, 0), 25),
         (RULE_BITS_ALL, key(RULES_OPEN, PEER_ANY, INGRESS, 0, 0), 31),
         (RULE_BITS_ALL, key(RULES_OPEN, PEER_ANY, EGRESS, 0, 0), 32),
     ];
@@ -150,6 +190,7 @@ pub fn rules() -> Vec<(u32, RuleKey, u32)> {
             (RULE_BITS_PORT, key(set, 304, EGRESS, TCP, 80), 19),
             (RULE_BITS_ALL, key(set, 304, EGRESS | DOOR, 0, 0), 20),
             (RULE_BITS_PORT, key(set, PEER_ANY, EGRESS, TCP, 443), 22),
+            (RULE_BITS_ALL, key(set, 500, EGRESS, 0, 0), 23),
         ]);
     }
     rules
@@ -173,6 +214,7 @@ pub fn endpoint(who: Who) -> Endpoint {
         ipv6: octets(who.address(true)).1,
         mac: who.mac(),
         identity: who.peer().identity,
+        mark: who.mark(),
         ..Endpoint::default()
     }
 }
@@ -197,20 +239,68 @@ pub fn memory() -> Memory {
     for (bits, key, rule) in rules() {
         memory.allow(bits, key, rule);
     }
-    memory.endpoints.insert(IFINDEX, endpoint(A));
+    for (address, port, backends) in services() {
+        let port_be = port.to_be_bytes();
+        match address {
+            IpAddr::V4(a) => {
+                let key = ServiceKey { address: a.octets(), port_be, protocol: TCP, pad: 0 };
+                memory.services_v4.insert(key, backends)
+            }
+            IpAddr::V6(a) => {
+                let key = ServiceKey { address: a.octets(), port_be, protocol: TCP, pad: 0 };
+                memory.services_v6.insert(key, backends)
+            }
+        };
+    }
+    memory.origins = [A, B].map(|who| (who.mark().into(), who.ifindex())).into();
+    memory.endpoints = endpoints([endpoint(A), endpoint(B)], Some(A));
     memory
+}
+
+/// Both records at their own interfaces, and that of the pod whose hook is at work.
+pub fn endpoints(pods: [Endpoint; 2], at_hook: Option<Who>) -> HashMap<u32, Endpoint> {
+    let own = [A, B].into_iter().zip(pods).map(|(who, pod)| Endpoint { ifindex: who.ifindex(), ..pod });
+    let hook = at_hook.map(|who| Endpoint { ifindex: IFINDEX, ..pods[usize::from(who == B)] });
+    own.chain(hook).map(|record| (record.ifindex, record)).collect()
 }
 
 #[derive(Clone, Debug)]
 pub enum Step {
     /// A frame at a pod's hook, and the reason of its verdict.
     Packet(Who, Hook, Vec<u8>, Reason),
+    /// The same for a frame that has come through the node, with this pod's mark on it.
+    Translated(Who, Hook, Vec<u8>, Option<Who>, Reason),
     /// From now on the pod is under this rule set and generation.
     Policy(Who, u32, u32),
     Tenant(Who, u32),
     Adopted(Who),
     /// The interface has no record.
     Gone,
+}
+
+/// A frame at a hook.
+pub struct Sight<'s> {
+    pub who: Who,
+    pub hook: Hook,
+    pub bytes: &'s [u8],
+    pub came_in_by: u32,
+    pub mark: u32,
+    pub want: Reason,
+}
+
+impl Step {
+    /// What is seen in this step, if anything is.
+    pub fn sight(&self) -> Option<Sight<'_>> {
+        let (who, hook, bytes, came_in_by, mark, want) = match self {
+            Self::Packet(who, hook, bytes, want) => (who, hook, bytes, 0, 0, want),
+            Self::Translated(who, hook, bytes, mark, want) => {
+                // Other bits of the mark are others': kube-proxy's is one of them.
+                (who, hook, bytes, BRIDGE, u32::from(mark.map_or(0, Who::mark)) << 20 | 0x4000, want)
+            }
+            _ => return None,
+        };
+        Some(Sight { who: *who, hook: *hook, bytes, came_in_by, mark, want: *want })
+    }
 }
 
 pub struct Case {

@@ -10,13 +10,13 @@ use std::{
 use bulkhead_cni::protocol::{AttachmentId, CniAnswer, CniRequest, Sandbox};
 use nix::net::if_::if_nametoindex;
 
-use super::{local, names::Publisher, settings::Settings};
+use super::{local, names::Publisher, overlay::Way, settings::Settings};
 use crate::{
     cluster::index::Index,
     datapath::{
         DatapathError, Local, Tables, Written,
         kernel::Maps,
-        programs::{Capacity, Programs},
+        programs::{Capacity, Programs, Role},
     },
     endpoint::{Endpoint, Endpoints, store::Store},
     policy::{self, Compiler},
@@ -42,6 +42,7 @@ pub struct Node {
     pub(super) programs: Programs,
     pub(super) source: SourceState,
     pub(super) health: Health,
+    pub(super) ways: Vec<Way>,
     store: Store,
     /// Kernel records of a state file that was lost, by interface; kept as they are.
     orphans: BTreeMap<u32, Local>,
@@ -92,6 +93,7 @@ impl Node {
         let mut maps = Maps::take(&mut ebpf)?;
         maps.configure(bulkhead_ebpf::abi::Config {
             tunnel_port_be: settings.tunnel_port.to_be_bytes(),
+            mark_mask: settings.mark_mask,
             ..Default::default()
         })?;
         let tables = Tables::open(maps, Some(&settings.state.join("numbers.json")))?;
@@ -105,6 +107,7 @@ impl Node {
             programs,
             source: SourceState::default(),
             health: Health::default(),
+            ways: Vec::new(),
             store,
             orphans: BTreeMap::new(),
             tidy_at: None,
@@ -129,7 +132,7 @@ impl Node {
             }
             return;
         }
-        if let Err(error) = self.programs.attach(host_ifname, *host_ifindex) {
+        if let Err(error) = self.programs.attach(Role::Pod, host_ifname, *host_ifindex) {
             // The others still need an agent; `repair` tries again.
             tracing::error!(ifname = host_ifname, error = error_chain(&error), "pod is not enforced");
         }
@@ -141,10 +144,12 @@ impl Node {
     fn repair(&mut self) {
         for endpoint in self.endpoints.iter() {
             let Sandbox { host_ifname, host_ifindex, .. } = &endpoint.sandbox;
-            if !local::exists(*host_ifindex) || matches!(self.programs.attached(host_ifname), Ok(true)) {
+            if !local::exists(*host_ifindex)
+                || matches!(self.programs.attached(Role::Pod, host_ifname), Ok(true))
+            {
                 continue;
             }
-            let repaired = self.programs.attach(host_ifname, *host_ifindex);
+            let repaired = self.programs.attach(Role::Pod, host_ifname, *host_ifindex);
             let error = repaired.err().map(|error| error_chain(&error));
             tracing::error!(ifname = host_ifname, error, "a program was missing on a pod's interface");
         }
@@ -187,7 +192,7 @@ impl Node {
     }
 
     /// Brings the kernel to the index. An error is kept for status and tried again at the next tick.
-    fn enforce(&mut self) {
+    pub(super) fn enforce(&mut self) {
         if !self.source.synced {
             return; // half a list must neither open nor close anything
         }
@@ -271,7 +276,9 @@ impl Node {
             if let Some(error) = &self.health.error {
                 return Err(error.clone());
             }
-            self.programs.attach(&sandbox.host_ifname, sandbox.host_ifindex).map_err(|e| error_chain(&e))
+            self.programs
+                .attach(Role::Pod, &sandbox.host_ifname, sandbox.host_ifindex)
+                .map_err(|e| error_chain(&e))
         });
         result.map_err(|error| {
             tracing::error!(pod = %key, error, "pod not admitted");
@@ -335,7 +342,7 @@ impl Node {
         if record.id != endpoint.id {
             return Err(failed("the kernel's record is another endpoint's".to_owned()));
         }
-        match self.programs.attached(&have.host_ifname) {
+        match self.programs.attached(Role::Pod, &have.host_ifname) {
             Ok(true) => Ok(()),
             Ok(false) => Err(failed(format!("a program is missing on {}", have.host_ifname))),
             Err(error) => Err(failed(error_chain(&error))),

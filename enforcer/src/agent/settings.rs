@@ -2,6 +2,7 @@
 
 use std::path::PathBuf;
 
+use bulkhead_ebpf::abi::ORIGINS;
 use clap::{Args, ValueEnum};
 
 use crate::{
@@ -18,7 +19,8 @@ pub struct Settings {
     /// Name of this node as in the Pods' `spec.nodeName`; default: the host name.
     #[arg(long, env = "BULKHEAD_NODE_NAME", default_value_t = host_name())]
     pub node_name: String,
-    /// Directory of Kubernetes manifests (Namespaces, Pods, Nodes, `NetworkPolicies`); watched.
+    /// Directory of Kubernetes manifests (Namespaces, Pods, Nodes, `NetworkPolicies`,
+    /// Services, `EndpointSlices`); watched.
     #[arg(long, env = "BULKHEAD_MANIFESTS", value_name = "DIR")]
     pub manifests: PathBuf,
     /// Directory on a bpffs for the pins of programs, maps and links.
@@ -44,6 +46,24 @@ pub struct Settings {
     /// UDP port of the overlay's tunnels, to which no pod may send on a node; 0: no tunnel.
     #[arg(long, env = "BULKHEAD_TUNNEL_PORT", value_name = "PORT", default_value_t = 8472)]
     pub tunnel_port: u16,
+    /// Twelve neighbouring bits of packet marks by which packets to Services and nodes are known after
+    /// translation; 0: packets are not marked. Nobody else on the node may use these bits.
+    #[arg(long, env = "BULKHEAD_MARK_MASK", value_name = "MASK", default_value = "0xfff00000",
+          value_parser = mark_mask)]
+    pub mark_mask: u32,
+}
+
+/// Decimal, or hexadecimal after `0x`.
+fn mark_mask(text: &str) -> Result<u32, String> {
+    let digits = text.strip_prefix("0x");
+    let mask = digits.map_or_else(|| text.parse(), |digits| u32::from_str_radix(digits, 16));
+    let mask = mask.map_err(|_| "it is no 32-bit number".to_owned())?;
+    let neighbours = mask.checked_shr(mask.trailing_zeros()).unwrap_or_default();
+    if mask == 0 || neighbours == ORIGINS - 1 {
+        Ok(mask)
+    } else {
+        Err("it is neither 0 nor twelve neighbouring bits, such as 0xfff00000".to_owned())
+    }
 }
 
 /// Where the flow log goes.
@@ -106,10 +126,37 @@ impl From<&PolicySettings> for policy::Settings {
         Self {
             tenant_label: (label != "none").then(|| label.clone()),
             local_node_egress: settings.local_node_egress == LocalNodeEgress::Allow,
+            backends_elsewhere_judged: true,
         }
     }
 }
 
 fn host_name() -> String {
     nix::unistd::gethostname().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_mark_mask_is_twelve_neighbouring_bits_or_none() {
+        for (text, want) in [
+            ("0xfff00000", Some(0xfff0_0000)),
+            ("0xfff", Some(0xfff)),
+            ("4095", Some(0xfff)),
+            ("0x000fff00", Some(0x000f_ff00)),
+            ("0", Some(0)),
+            ("0x0", Some(0)),
+            ("0x7ff", None),
+            ("0x1fff", None),
+            ("0xff0f0000", None),
+            ("0xfff000000", None),
+            ("-1", None),
+            ("fff", None),
+            ("", None),
+        ] {
+            assert_eq!(mark_mask(text).ok(), want, "{text:?}");
+        }
+    }
 }

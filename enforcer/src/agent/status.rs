@@ -9,7 +9,7 @@ use std::{
 use comfy_table::{ContentArrangement, Table, presets};
 use serde::{Deserialize, Serialize};
 
-use super::{node::Node, settings::Settings};
+use super::{node::Node, overlay::Way, settings::Settings};
 use crate::{flow::Counters, policy::model::DirectionRules};
 
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
@@ -22,6 +22,8 @@ pub struct Status {
     pub source: Source,
     pub endpoints: Vec<Endpoint>,
     pub datapath: Datapath,
+    /// Where packets leave for other nodes' pods; see [`super::overlay`].
+    pub ways: Vec<Way>,
     pub chain: Chain,
     pub flows: Flows,
     /// Policies that cannot be honoured as written, and why (semantics 41).
@@ -73,6 +75,8 @@ pub struct Datapath {
     /// Entries in the policy maps.
     pub rules: usize,
     pub addresses: usize,
+    /// Addresses and ports at which Services are reached from here.
+    pub services: usize,
     /// Packets by reason since the maps were created.
     pub packets: BTreeMap<String, u64>,
     /// Events that found the ring buffer full; connections that found the table full.
@@ -127,6 +131,8 @@ impl Status {
             ("Node", index.nodes().count()),
             ("Pod", index.pods().count()),
             ("NetworkPolicy", index.policies().count()),
+            ("Service", index.services().services().count()),
+            ("EndpointSlice", index.services().slices().count()),
         ];
         let defects = index.policies().filter(|policy| !policy.defects.is_empty());
         Self {
@@ -143,6 +149,7 @@ impl Status {
             chain: Chain::read(&settings.cni_conf_dir),
             endpoints: node.endpoints.iter().map(|endpoint| Endpoint::of(node, endpoint)).collect(),
             datapath: Datapath::of(node),
+            ways: node.ways.clone(),
             defects: defects.map(|policy| (policy.key.to_string(), policy.defects.clone())).collect(),
             ..Self::default()
         }
@@ -152,7 +159,7 @@ impl Status {
     pub fn render(&self) -> String {
         let mut out = String::new();
         let mut line = |name: &str, value: String| {
-            writeln!(out, "{name:<14}{value}").expect("a string takes everything");
+            writeln!(out, "{name:<16}{value}").expect("a string takes everything");
         };
         line("Node", format!("{} (bulkhead {}, up {} s)", self.node, self.version, self.uptime_seconds));
         let synced = if self.source.synced { "in sync" } else { "not read yet" };
@@ -187,6 +194,10 @@ impl Status {
                 self.datapath.rules, self.datapath.addresses, self.datapath.updates, self.datapath.abi
             ),
         );
+        for Way { interface, error } in &self.ways {
+            let state = if error.is_empty() { "judged" } else { error };
+            line("To other nodes", format!("{interface}: {state}"));
+        }
         line(
             "Lost",
             format!("{} events, {} connections", self.datapath.lost_events, self.datapath.lost_connections),
@@ -253,6 +264,7 @@ impl Datapath {
             last_written: json(&node.health.last_written),
             rules: actual.rules.len(),
             addresses: actual.peers.len() + actual.prefixes.len(),
+            services: actual.services.len(),
             packets: packets.into_iter().map(|(reason, n)| (reason.name().to_owned(), n)).collect(),
             lost_events,
             lost_connections,

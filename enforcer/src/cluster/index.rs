@@ -12,10 +12,13 @@ use std::{
 
 use ipnetwork::IpNetwork;
 
-use super::object::{
-    Key, Kind, Labels, NAMESPACE_NAME_LABEL, Namespace, NetworkPolicy, Node, Object, ObjectRef, Pod,
+use super::{
+    object::{
+        EndpointSlice, Key, Kind, Labels, NAMESPACE_NAME_LABEL, Namespace, NetworkPolicy, Node, Object, ObjectRef, Pod,
+    },
+    service::Services,
+    touched::Touched,
 };
-use super::touched::Touched;
 
 #[derive(Clone, Debug, Default)]
 pub struct Index {
@@ -29,6 +32,7 @@ pub struct Index {
     pods: BTreeMap<Key, Arc<Pod>>,
     nodes: BTreeMap<String, Arc<Node>>,
     policies: BTreeMap<Key, Arc<NetworkPolicy>>,
+    services: Services,
     /// Who says to own an address, derived from the above and kept in step by [`Index::reclaim_pod`] and
     /// the node upserts.
     claims: BTreeMap<IpAddr, BTreeSet<Claim>>,
@@ -90,6 +94,7 @@ impl Index {
             pods: self.pods.keys().cloned().collect(),
             namespaces: self.namespaces.keys().cloned().collect(),
             policies: self.policies.keys().cloned().collect(),
+            services: self.services.services().map(|service| service.key.clone()).collect(),
             pod_networks: true,
         }
     }
@@ -115,6 +120,17 @@ impl Index {
                 let name = node.name.clone();
                 self.reclaim_node(&name, |index| replace(&mut index.nodes, name.clone(), node))
             }
+            Object::Service(service) => {
+                let key = service.key.clone();
+                let changed = self.services.set_service(service);
+                self.touch_services([key], changed)
+            }
+            Object::EndpointSlice(slice) => {
+                let before = self.services.slice(&slice.key).map(EndpointSlice::service_key);
+                let touched: Vec<Key> = before.into_iter().chain([slice.service_key()]).collect();
+                let changed = self.services.set_slice(slice);
+                self.touch_services(touched, changed)
+            }
         }
     }
 
@@ -132,6 +148,15 @@ impl Index {
             }
             Kind::Pod => self.reclaim_pod(key, |index| index.pods.remove(key).is_some()),
             Kind::Node => self.reclaim_node(&key.name, |index| index.nodes.remove(&key.name).is_some()),
+            Kind::Service => {
+                let changed = self.services.remove_service(key);
+                self.touch_services([key.clone()], changed)
+            }
+            Kind::EndpointSlice => {
+                let service = self.services.slice(key).map(EndpointSlice::service_key);
+                let changed = self.services.remove_slice(key);
+                self.touch_services(service, changed)
+            }
         }
     }
 
@@ -239,6 +264,10 @@ impl Index {
             .take_while(move |policy| policy.key.namespace == namespace)
     }
 
+    pub fn services(&self) -> &Services {
+        &self.services
+    }
+
     /// Policies whose subject the pod is, by key; none for host-network and finished pods (semantics 31, 32).
     pub fn policies_selecting<'a>(&'a self, pod: &'a Pod) -> impl Iterator<Item = &'a NetworkPolicy> {
         self.policies_in(&pod.key.namespace)
@@ -303,6 +332,11 @@ impl Index {
         self.claims.keys().chain(unclaimed).filter_map(|a| Some((*a, self.owner(*a)?)))
     }
 
+    /// Every address that is this node.
+    pub fn own_addresses(&self) -> impl Iterator<Item = IpAddr> {
+        self.owned_addresses().filter(|(_, owner)| *owner == Owner::ThisNode).map(|(address, _)| address)
+    }
+
     /// Where pods live, known or not: all podCIDRs and the extra networks.
     pub fn pod_networks(&self) -> BTreeSet<IpNetwork> {
         self.nodes().flat_map(|n| &n.pod_cidrs).chain(&self.extra_pod_networks).copied().collect()
@@ -334,6 +368,13 @@ impl Index {
     fn touch_namespace(&mut self, name: String, changed: bool) -> bool {
         if changed {
             self.touched.namespaces.insert(name);
+        }
+        changed
+    }
+
+    fn touch_services(&mut self, keys: impl IntoIterator<Item = Key>, changed: bool) -> bool {
+        if changed {
+            self.touched.services.extend(keys);
         }
         changed
     }
@@ -426,7 +467,7 @@ fn successor(address: IpAddr) -> IpAddr {
 }
 
 /// One spelling per address: an IPv4-mapped IPv6 address is IPv4.
-fn canonical(address: IpAddr) -> IpAddr {
+pub(super) fn canonical(address: IpAddr) -> IpAddr {
     address.to_canonical()
 }
 
@@ -435,7 +476,7 @@ fn only<T>(mut items: impl Iterator<Item = T>) -> Option<T> {
     items.next().is_none().then_some(first)
 }
 
-fn replace<K: Ord, V: PartialEq>(map: &mut BTreeMap<K, Arc<V>>, key: K, value: V) -> bool {
+pub(super) fn replace<K: Ord, V: PartialEq>(map: &mut BTreeMap<K, Arc<V>>, key: K, value: V) -> bool {
     if map.get(&key).is_some_and(|known| **known == value) {
         return false;
     }

@@ -1,7 +1,9 @@
 //! What we know of the cluster: one in-memory index.
 pub mod index;
 pub mod object;
+pub mod service;
 pub mod touched;
 
 pub use index::{Index, Owner};
+pub use service::{Backend, Frontend, Services};
 pub use touched::Touched;

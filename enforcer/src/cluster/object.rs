@@ -42,6 +42,8 @@ pub enum Object {
     Pod(Pod),
     Node(Node),
     NetworkPolicy(NetworkPolicy),
+    Service(Service),
+    EndpointSlice(EndpointSlice),
 }
 
 /// Kind and name of an [`Object`]. Cluster-scoped objects have an empty namespace.
@@ -51,6 +53,8 @@ pub enum Kind {
     Pod,
     Node,
     NetworkPolicy,
+    Service,
+    EndpointSlice,
 }
 
 impl fmt::Display for Kind {
@@ -81,6 +85,8 @@ impl Object {
             Self::Pod(p) => (Kind::Pod, p.key.clone()),
             Self::Node(n) => (Kind::Node, Key::new("", &n.name)),
             Self::NetworkPolicy(p) => (Kind::NetworkPolicy, p.key.clone()),
+            Self::Service(s) => (Kind::Service, s.key.clone()),
+            Self::EndpointSlice(s) => (Kind::EndpointSlice, s.key.clone()),
         };
         ObjectRef { kind, key }
     }
@@ -164,6 +170,46 @@ impl fmt::Display for Protocol {
             Self::Sctp => "SCTP",
         })
     }
+}
+
+/// A Service that kube-proxy translates. One without a cluster address (headless, `ExternalName`) has no
+/// addresses here: kube-proxy leaves it alone, and so do we.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Service {
+    pub key: Key,
+    /// `spec.clusterIPs`, `spec.externalIPs` and those of `status.loadBalancer` that nodes translate themselves.
+    pub addresses: BTreeSet<IpAddr>,
+    pub ports: BTreeSet<ServicePort>,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct ServicePort {
+    /// Joins the port with those of endpoint slices that bear the same name and protocol; may be empty.
+    pub name: String,
+    pub protocol: Protocol,
+    pub port: u16,
+    /// On every address of every node.
+    pub node_port: Option<u16>,
+}
+
+/// Some of the backends of one Service.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct EndpointSlice {
+    pub key: Key,
+    /// Name of the Service, in the slice's own namespace.
+    pub service: String,
+    /// Of endpoints to which kube-proxy may send: ready ones, and while there are none, those that still serve.
+    pub addresses: BTreeSet<IpAddr>,
+    pub ports: BTreeSet<SlicePort>,
+    /// Part of it cannot be read: there are backends that nobody knows (semantics 41).
+    pub defective: bool,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct SlicePort {
+    pub name: String,
+    pub protocol: Protocol,
+    pub port: u16,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq)]

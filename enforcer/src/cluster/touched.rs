@@ -13,6 +13,8 @@ pub struct Touched {
     pub pods: BTreeSet<Key>,
     pub namespaces: BTreeSet<String>,
     pub policies: BTreeSet<Key>,
+    /// Services that changed, or whose slices did.
+    pub services: BTreeSet<Key>,
     /// The set of pod networks may have changed.
     pub pod_networks: bool,
 }
@@ -28,6 +30,7 @@ impl Touched {
         self.pods.extend(other.pods);
         self.namespaces.extend(other.namespaces);
         self.policies.extend(other.policies);
+        self.services.extend(other.services);
         self.pod_networks |= other.pod_networks;
     }
 }

@@ -5,6 +5,8 @@ use std::{collections::BTreeMap, net::IpAddr};
 use bulkhead_ebpf::abi::{Endpoint, Peer, RuleKey};
 use ipnetwork::IpNetwork;
 
+use crate::cluster::Frontend;
+
 /// Key of the rule trie with its prefix length in bits (72, 80 to 96).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Rule {
@@ -12,10 +14,27 @@ pub struct Rule {
     pub bits: u32,
 }
 
+/// Where a Service is reached: address, port, and protocol by its IANA number.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct ServiceAddress {
+    pub address: IpAddr,
+    pub port: u16,
+    pub protocol: u8,
+}
+
+impl From<&Frontend> for ServiceAddress {
+    fn from(frontend: &Frontend) -> Self {
+        let Frontend { address, protocol, port } = *frontend;
+        Self { address, port, protocol: protocol.number() }
+    }
+}
+
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Image {
     pub peers: BTreeMap<IpAddr, Peer>,
     pub prefixes: BTreeMap<IpNetwork, Peer>,
+    /// To the identity number that stands for the backends.
+    pub services: BTreeMap<ServiceAddress, u32>,
     pub rules: BTreeMap<Rule, u32>,
     /// By host-side interface index.
     pub endpoints: BTreeMap<u32, Endpoint>,
@@ -29,6 +48,8 @@ pub enum Op {
     RemovePeer(IpAddr),
     SetPrefix(IpNetwork, Peer),
     RemovePrefix(IpNetwork),
+    SetService(ServiceAddress, u32),
+    RemoveService(ServiceAddress),
     SetEndpoint(Endpoint),
     RemoveEndpoint(u32),
 }
@@ -43,6 +64,8 @@ impl Image {
             Op::RemovePeer(address) => drop(self.peers.remove(&address)),
             Op::SetPrefix(prefix, peer) => drop(self.prefixes.insert(prefix, peer)),
             Op::RemovePrefix(prefix) => drop(self.prefixes.remove(&prefix)),
+            Op::SetService(address, identity) => drop(self.services.insert(address, identity)),
+            Op::RemoveService(address) => drop(self.services.remove(&address)),
             Op::SetEndpoint(endpoint) => drop(self.endpoints.insert(endpoint.ifindex, endpoint)),
             Op::RemoveEndpoint(ifindex) => drop(self.endpoints.remove(&ifindex)),
         }

@@ -11,7 +11,8 @@ use aya::{
 };
 use bulkhead_ebpf::{
     abi::{
-        self, Config, Conn, ConnKey, ConnKey4, ConnKey6, DropCount, DropKey, Endpoint, Peer, RuleKey, names,
+        self, Config, Conn, ConnKey, ConnKey4, ConnKey6, DropCount, DropKey, Endpoint, Peer, RuleKey,
+        ServiceKey, ServiceKey4, ServiceKey6, names,
     },
     reason::{REASONS, Reason},
 };
@@ -19,7 +20,7 @@ use ipnetwork::IpNetwork;
 
 use super::{
     DatapathError,
-    image::{Image, Op, Rule},
+    image::{Image, Op, Rule, ServiceAddress},
     sizes::Sizes,
 };
 
@@ -39,6 +40,9 @@ pub struct Maps {
     peers_v6: HashMap<MapData, [u8; 16], Peer>,
     prefixes_v4: LpmTrie<MapData, [u8; 4], Peer>,
     prefixes_v6: LpmTrie<MapData, [u8; 16], Peer>,
+    services_v4: HashMap<MapData, ServiceKey4, u32>,
+    services_v6: HashMap<MapData, ServiceKey6, u32>,
+    origins: Array<MapData, u32>,
     rules: LpmTrie<MapData, RuleKey, u32>,
     conns_v4: HashMap<MapData, ConnKey4, Conn>,
     conns_v6: HashMap<MapData, ConnKey6, Conn>,
@@ -58,6 +62,9 @@ impl Maps {
             peers_v6: map(names::PEERS_V6)?.try_into()?,
             prefixes_v4: map(names::PREFIXES_V4)?.try_into()?,
             prefixes_v6: map(names::PREFIXES_V6)?.try_into()?,
+            services_v4: map(names::SERVICES_V4)?.try_into()?,
+            services_v6: map(names::SERVICES_V6)?.try_into()?,
+            origins: map(names::ORIGINS)?.try_into()?,
             rules: map(names::RULES)?.try_into()?,
             conns_v4: map(names::CONNS_V4)?.try_into()?,
             conns_v6: map(names::CONNS_V6)?.try_into()?,
@@ -99,7 +106,11 @@ impl Maps {
         &mut self.drops
     }
 
+    /// The way back from its mark first: once the record is there, packets may bear it.
     fn set_endpoint(&mut self, endpoint: &Endpoint) -> Result<(), MapError> {
+        if endpoint.mark != 0 {
+            self.origins.set(endpoint.mark.into(), endpoint.ifindex, 0)?;
+        }
         let slot = endpoint.ifindex % abi::ENDPOINT_SLOTS;
         let holder = self.endpoints.get(&slot, 0)?.ifindex;
         if holder == 0 || holder == endpoint.ifindex {
@@ -137,6 +148,14 @@ impl Kernel for Maps {
             let (key, peer) = entry?;
             image.prefixes.insert(prefix(IpAddr::from(key.data()), key.prefix_len()), peer);
         }
+        for entry in &self.services_v4 {
+            let (key, identity) = entry?;
+            image.services.insert(service_address(key), identity);
+        }
+        for entry in &self.services_v6 {
+            let (key, identity) = entry?;
+            image.services.insert(service_address(key), identity);
+        }
         for entry in &self.rules {
             let (key, grant) = entry?;
             image.rules.insert(Rule { key: key.data(), bits: key.prefix_len() }, grant);
@@ -160,6 +179,8 @@ impl Kernel for Maps {
             peers_v6: max_entries(self.peers_v6.map())?,
             prefixes_v4: max_entries(self.prefixes_v4.map())?,
             prefixes_v6: max_entries(self.prefixes_v6.map())?,
+            services_v4: max_entries(self.services_v4.map())?,
+            services_v6: max_entries(self.services_v6.map())?,
             rules: max_entries(self.rules.map())?,
         })
     }
@@ -185,6 +206,14 @@ impl Kernel for Maps {
             Op::RemovePrefix(net) => absent_is_gone(match net.network() {
                 IpAddr::V4(a) => self.prefixes_v4.remove(&LpmKey::new(net.prefix().into(), a.octets())),
                 IpAddr::V6(a) => self.prefixes_v6.remove(&LpmKey::new(net.prefix().into(), a.octets())),
+            }),
+            Op::SetService(service, identity) => match service.address {
+                IpAddr::V4(a) => self.services_v4.insert(service_key(a.octets(), service), identity, 0),
+                IpAddr::V6(a) => self.services_v6.insert(service_key(a.octets(), service), identity, 0),
+            },
+            Op::RemoveService(service) => absent_is_gone(match service.address {
+                IpAddr::V4(a) => self.services_v4.remove(&service_key(a.octets(), service)),
+                IpAddr::V6(a) => self.services_v6.remove(&service_key(a.octets(), service)),
             }),
             Op::SetEndpoint(endpoint) => self.set_endpoint(endpoint),
             Op::RemoveEndpoint(ifindex) => self.remove_endpoint(*ifindex),
@@ -229,6 +258,18 @@ fn absent_is_gone(result: Result<(), MapError>) -> Result<(), MapError> {
     }
 }
 
+fn service_key<A>(address: A, of: &ServiceAddress) -> ServiceKey<A> {
+    ServiceKey { address, port_be: of.port.to_be_bytes(), protocol: of.protocol, pad: 0 }
+}
+
+fn service_address<A: Into<IpAddr>>(key: ServiceKey<A>) -> ServiceAddress {
+    ServiceAddress {
+        address: key.address.into(),
+        port: u16::from_be_bytes(key.port_be),
+        protocol: key.protocol,
+    }
+}
+
 fn prefix(address: IpAddr, bits: u32) -> IpNetwork {
     let bits = u8::try_from(bits).expect("the kernel refuses prefixes longer than the key");
     IpNetwork::new(address, bits).expect("the kernel refuses prefixes longer than the key")
@@ -241,13 +282,16 @@ pub fn take_ring(ebpf: &mut Ebpf) -> Result<RingBuf<MapData>, DatapathError> {
 }
 
 /// Names of all maps, as pinned.
-pub const MAP_NAMES: [&str; 15] = [
+pub const MAP_NAMES: [&str; 18] = [
     names::ENDPOINTS,
     names::ENDPOINTS_SPILL,
     names::PEERS_V4,
     names::PEERS_V6,
     names::PREFIXES_V4,
     names::PREFIXES_V6,
+    names::SERVICES_V4,
+    names::SERVICES_V6,
+    names::ORIGINS,
     names::RULES,
     names::CONNS_V4,
     names::CONNS_V6,

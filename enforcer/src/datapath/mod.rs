@@ -26,9 +26,10 @@ use std::{
 };
 
 use aya::{EbpfError, maps::MapError, pin::PinError, programs::ProgramError};
+use bulkhead_ebpf::abi;
 
 pub use self::{
-    image::{Image, Op, Rule},
+    image::{Image, Op, Rule, ServiceAddress},
     journal::NumbersError,
     numbers::Numbers,
     sizes::Sizes,
@@ -75,6 +76,8 @@ pub enum DatapathError {
     NoSuchProgram(&'static str),
     #[error(transparent)]
     Numbers(#[from] NumbersError),
+    #[error("more than {} pods on one node: the marks of their packets do not suffice", abi::ORIGINS - 1)]
+    OutOfMarks,
 }
 
 /// The policy maps of one node, with what they mean.
@@ -102,6 +105,7 @@ pub struct Tables<K> {
 #[serde(rename_all = "camelCase")]
 pub struct Written {
     pub rules: usize,
+    /// Of pods, nodes, prefixes and Services.
     pub addresses: usize,
     pub endpoints: usize,
 }
@@ -191,6 +195,9 @@ impl<K: Kernel> Tables<K> {
 
     fn checked(&mut self, plan: Plan) -> Result<Plan, DatapathError> {
         plan.needed.fit(&self.capacity)?;
+        if plan.endpoints.values().any(|endpoint| endpoint.mark == 0) {
+            return Err(DatapathError::OutOfMarks); // the pod's egress to Services could not be judged
+        }
         self.save_numbers()?;
         Ok(plan)
     }

@@ -91,7 +91,7 @@ impl Numbers {
             Identity::RemoteNode => abi::IDENTITY_REMOTE_NODE,
             Identity::World => abi::IDENTITY_WORLD,
             Identity::UnknownPod => abi::IDENTITY_UNKNOWN_POD,
-            Identity::Pod(_) => self.identities.number(identity),
+            Identity::Pod(_) | Identity::Service(_) => self.identities.number(identity),
         }
     }
 
@@ -133,6 +133,7 @@ impl Numbers {
         let endpoints = || image.endpoints.values();
         let is_blocks = |peer: &u32| peer & abi::BLOCKS_TAG != 0;
         self.identities.stay_above(addresses().map(|a| a.identity));
+        self.identities.stay_above(image.services.values().copied());
         self.identities.stay_above(rules().map(|r| r.peer).filter(|p| !is_blocks(p)));
         self.identities.stay_above(endpoints().map(|e| e.identity));
         self.block_sets.stay_above(addresses().map(|a| a.blocks & !abi::BLOCKS_TAG));

@@ -2,7 +2,7 @@
 //!
 //! ```text
 //! <bpffs>/v<ABI>/maps/<NAME>             the maps
-//! <bpffs>/v<ABI>/programs/<name>         from_pod, to_pod
+//! <bpffs>/v<ABI>/programs/<name>         from_pod, to_pod, to_overlay
 //! <bpffs>/v<ABI>/links/<ifindex>-<name>  TCX links (kernel 6.6+): they hold a program on its interface
 //! ```
 //! While a link's pin exists, its program runs, agent or no agent (fail static). A link dies with its
@@ -28,9 +28,32 @@ use super::{DatapathError, kernel::MAP_NAMES};
 
 static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/bulkhead-programs"));
 
-/// Hook of a pod's host interface: program name and side as seen from the host.
-const HOOKS: [(&str, TcAttachType); 2] =
-    [(names::FROM_POD, TcAttachType::Ingress), (names::TO_POD, TcAttachType::Egress)];
+/// Program name and side of the interface as seen from the host.
+type HookSide = (&'static str, TcAttachType);
+/// All programs: those of a pod's host interface, then that of an overlay device.
+const HOOKS: [HookSide; 3] = [
+    (names::FROM_POD, TcAttachType::Ingress),
+    (names::TO_POD, TcAttachType::Egress),
+    (names::TO_OVERLAY, TcAttachType::Egress),
+];
+
+/// What an interface is for, by the programs that run on it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Role {
+    /// Host end of a pod's veth pair.
+    Pod,
+    /// The way to other nodes: flannel's overlay device, or an uplink.
+    Overlay,
+}
+
+impl Role {
+    const fn hooks(self) -> std::ops::Range<usize> {
+        match self {
+            Self::Pod => 0..2,
+            Self::Overlay => 2..3,
+        }
+    }
+}
 
 /// Map sizes that are settings, in entries.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -85,7 +108,7 @@ pub struct Adoption {
 
 pub struct Programs {
     directory: PathBuf,
-    hooks: [SchedClassifier; 2],
+    hooks: [SchedClassifier; 3],
     pub adoption: Adoption,
 }
 
@@ -123,7 +146,7 @@ impl Programs {
                 }
             }
         };
-        let hooks = [hook(HOOKS[0].0)?, hook(HOOKS[1].0)?];
+        let hooks = [hook(HOOKS[0].0)?, hook(HOOKS[1].0)?, hook(HOOKS[2].0)?];
         let mut programs = Self { directory, hooks, adoption };
         if programs.adoption.programs_replaced > 0 {
             programs.update_links()?;
@@ -131,9 +154,11 @@ impl Programs {
         Ok((programs, ebpf))
     }
 
-    /// Puts both programs on the interface and pins their links; what is in place already stays.
-    pub fn attach(&mut self, ifname: &str, ifindex: u32) -> Result<(), DatapathError> {
-        for (program, (name, side)) in self.hooks.iter_mut().zip(HOOKS) {
+    /// Puts the role's programs on the interface and pins their links; what is in place already stays.
+    pub fn attach(&mut self, role: Role, ifname: &str, ifindex: u32) -> Result<(), DatapathError> {
+        let range = role.hooks();
+        for (program, (name, side)) in self.hooks[range.clone()].iter_mut().zip(&HOOKS[range]) {
+            let side = *side;
             let path = self.directory.join("links").join(format!("{ifindex}-{name}"));
             let wanted = program.info()?.id();
             let (_, running) = SchedClassifier::query_tcx(ifname, side)?;
@@ -151,11 +176,11 @@ impl Programs {
         Ok(())
     }
 
-    /// Are both programs running on the interface?
-    pub fn attached(&self, ifname: &str) -> Result<bool, DatapathError> {
-        for (program, (_, side)) in self.hooks.iter().zip(HOOKS) {
+    /// Are the role's programs running on the interface?
+    pub fn attached(&self, role: Role, ifname: &str) -> Result<bool, DatapathError> {
+        for (program, (_, side)) in self.hooks[role.hooks()].iter().zip(&HOOKS[role.hooks()]) {
             let wanted = program.info()?.id();
-            let (_, running) = SchedClassifier::query_tcx(ifname, side)?;
+            let (_, running) = SchedClassifier::query_tcx(ifname, *side)?;
             if !running.iter().any(|info| info.id() == wanted) {
                 return Ok(false);
             }

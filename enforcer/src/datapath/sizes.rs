@@ -18,6 +18,8 @@ pub struct Sizes {
     pub peers_v6: usize,
     pub prefixes_v4: usize,
     pub prefixes_v6: usize,
+    pub services_v4: usize,
+    pub services_v6: usize,
     pub rules: usize,
 }
 
@@ -28,28 +30,35 @@ impl Sizes {
         peers_v6: usize::MAX,
         prefixes_v4: usize::MAX,
         prefixes_v6: usize::MAX,
+        services_v4: usize::MAX,
+        services_v6: usize::MAX,
         rules: usize::MAX,
     };
 
     pub fn of(image: &Image) -> Self {
         let v4_peers = image.peers.keys().filter(|address| address.is_ipv4()).count();
         let v4_prefixes = image.prefixes.keys().filter(|prefix| prefix.is_ipv4()).count();
+        let v4_services = image.services.keys().filter(|service| service.address.is_ipv4()).count();
         Self {
             peers_v4: v4_peers,
             peers_v6: image.peers.len() - v4_peers,
             prefixes_v4: v4_prefixes,
             prefixes_v6: image.prefixes.len() - v4_prefixes,
+            services_v4: v4_services,
+            services_v6: image.services.len() - v4_services,
             rules: image.rules.len(),
         }
     }
 
     /// By the maps' names.
-    pub fn by_map(&self) -> [(&'static str, usize); 5] {
+    pub fn by_map(&self) -> [(&'static str, usize); 7] {
         [
             (names::PEERS_V4, self.peers_v4),
             (names::PEERS_V6, self.peers_v6),
             (names::PREFIXES_V4, self.prefixes_v4),
             (names::PREFIXES_V6, self.prefixes_v6),
+            (names::SERVICES_V4, self.services_v4),
+            (names::SERVICES_V6, self.services_v6),
             (names::RULES, self.rules),
         ]
     }
@@ -64,6 +73,10 @@ impl Sizes {
                 Some(&mut self.prefixes_v4)
             }
             Op::SetPrefix(..) | Op::RemovePrefix(_) => Some(&mut self.prefixes_v6),
+            Op::SetService(service, _) | Op::RemoveService(service) if service.address.is_ipv4() => {
+                Some(&mut self.services_v4)
+            }
+            Op::SetService(..) | Op::RemoveService(_) => Some(&mut self.services_v6),
             Op::SetEndpoint(_) | Op::RemoveEndpoint(_) => None,
         }
     }
@@ -77,6 +90,8 @@ impl Sizes {
             Op::RemovePeer(address) => (image.peers.contains_key(address), false),
             Op::SetPrefix(prefix, _) => (image.prefixes.contains_key(prefix), true),
             Op::RemovePrefix(prefix) => (image.prefixes.contains_key(prefix), false),
+            Op::SetService(service, _) => (image.services.contains_key(service), true),
+            Op::RemoveService(service) => (image.services.contains_key(service), false),
             Op::SetEndpoint(_) | Op::RemoveEndpoint(_) => return,
         };
         if let Some(size) = self.of_op(op) {

@@ -19,11 +19,11 @@ use std::{
     sync::Arc,
 };
 
-use bulkhead_ebpf::abi::{self, Endpoint, Peer, PolicyWord, RuleKey};
+use bulkhead_ebpf::abi::{self, Endpoint, ORIGINS, Peer, PolicyWord, RuleKey};
 use ipnetwork::IpNetwork;
 
 use super::{
-    image::{Image, Op, Rule},
+    image::{Image, Op, Rule, ServiceAddress},
     numbers::{Mark, Numbers},
     overlay::Overlay,
     sizes::Sizes,
@@ -97,6 +97,7 @@ pub(super) struct Draft<'a> {
     placed: &'a BTreeMap<u32, Local>,
     peers: Overlay<'a, IpAddr, Peer>,
     prefixes: Overlay<'a, IpNetwork, Peer>,
+    services: Overlay<'a, ServiceAddress, u32>,
     rules: Overlay<'a, Rule, u32>,
     endpoints: BTreeMap<u32, Endpoint>,
     known: &'a Expanded,
@@ -115,6 +116,7 @@ impl<'a> Draft<'a> {
             placed: held.locals,
             peers: Overlay::on(&held.image.peers),
             prefixes: Overlay::on(&held.image.prefixes),
+            services: Overlay::on(&held.image.services),
             rules: Overlay::on(&held.image.rules),
             endpoints: held.image.endpoints.clone(),
             known: held.expanded,
@@ -158,6 +160,8 @@ impl<'a> Draft<'a> {
             Op::RemovePeer(address) => (self.peers.edit(address, None), false),
             Op::SetPrefix(prefix, peer) => (self.prefixes.edit(prefix, Some(peer)), true),
             Op::RemovePrefix(prefix) => (self.prefixes.edit(prefix, None), false),
+            Op::SetService(service, identity) => (self.services.edit(service, Some(identity)), true),
+            Op::RemoveService(service) => (self.services.edit(service, None), false),
             Op::SetEndpoint(endpoint) => (self.endpoints.insert(endpoint.ifindex, endpoint).is_some(), true),
             Op::RemoveEndpoint(ifindex) => (self.endpoints.remove(&ifindex).is_some(), false),
         };
@@ -171,7 +175,7 @@ impl<'a> Draft<'a> {
     /// Rules, then addresses; whether any address changed its meaning or its number.
     fn follow(&mut self, compiled: &Compiled, changed: Changed<'_>, locals: &BTreeMap<u32, Local>) -> bool {
         self.met.clear();
-        let addresses = self.addresses(compiled, changed);
+        let addresses = self.addresses(compiled, changed, locals);
         let mut rule_sets: BTreeSet<u32> =
             self.endpoints.values().map(|endpoint| endpoint.policy.rule_set()).collect();
         for local in locals.values() {
@@ -187,31 +191,56 @@ impl<'a> Draft<'a> {
         self.move_addresses(addresses)
     }
 
-    /// Where the changed addresses have to go.
-    fn addresses(&mut self, compiled: &Compiled, changed: Changed<'_>) -> Addresses {
-        let mut addresses = Addresses::default();
-        let (peers, prefixes): (Vec<IpAddr>, Vec<IpNetwork>) = match changed {
+    /// Where the changed addresses and Services have to go.
+    fn addresses(
+        &mut self,
+        compiled: &Compiled,
+        changed: Changed<'_>,
+        locals: &BTreeMap<u32, Local>,
+    ) -> Addresses {
+        let here = Interfaces::of(locals);
+        let mut peers: BTreeSet<IpAddr>;
+        let prefixes: Vec<IpNetwork>;
+        let mut services: BTreeMap<ServiceAddress, Option<&Arc<Identity>>>;
+        match changed {
             Changed::Only(delta) => {
-                (delta.peers.iter().copied().collect(), delta.prefixes.iter().copied().collect())
+                peers = delta.peers.iter().copied().collect();
+                prefixes = delta.prefixes.iter().copied().collect();
+                let class = |frontend| compiled.services.get(frontend);
+                services = delta.services.iter().map(|frontend| (frontend.into(), class(frontend))).collect();
             }
             Changed::Everything => {
-                let gone_peers = self.peers.base_keys().filter(|a| !compiled.peers.contains_key(a));
-                let gone_prefixes = self.prefixes.base_keys().filter(|p| !compiled.prefixes.contains_key(p));
-                (
-                    compiled.peers.keys().chain(gone_peers).copied().collect(),
-                    compiled.prefixes.keys().chain(gone_prefixes).copied().collect(),
-                )
+                peers = compiled.peers.keys().chain(self.peers.base_keys()).copied().collect();
+                let gone = self.prefixes.base_keys().filter(|prefix| !compiled.prefixes.contains_key(prefix));
+                prefixes = compiled.prefixes.keys().chain(gone).copied().collect();
+                services = self.services.base_keys().map(|service| (*service, None)).collect();
+                services.extend(compiled.services.iter().map(|(frontend, class)| (frontend.into(), Some(class))));
             }
-        };
-        for address in peers {
-            let desired = compiled.peers.get(&address).map(|info| self.peer(info));
-            addresses.peers.push((address, desired));
         }
-        for prefix in prefixes {
+        // An interface may have come or gone, or what holds for its address may be its prefix' business.
+        peers.extend(here.0.keys());
+        peers.extend(self.placed.values().flat_map(|local| &local.addresses));
+        let peers = peers.into_iter().map(|address| (address, self.desired_peer(compiled, &here, address)));
+        let peers = peers.collect();
+        let prefixes = prefixes.into_iter().map(|prefix| {
             let desired = compiled.prefixes.get(&prefix).map(|info| self.peer(info));
-            addresses.prefixes.push((prefix, desired));
+            (prefix, desired)
+        });
+        let prefixes = prefixes.collect();
+        let services =
+            services.into_iter().map(|(service, class)| (service, class.map(|class| self.identity(class))));
+        Addresses { peers, prefixes, services: services.collect() }
+    }
+
+    /// Of the addresses of this node's pods it also says on which interface they are: there the egress of what
+    /// comes translated is looked up. Also for a pod that has left the index but not the node.
+    fn desired_peer(&mut self, compiled: &Compiled, here: &Interfaces, address: IpAddr) -> Option<Peer> {
+        if let Some(ifindex) = here.0.get(&address)
+            && let Some(info) = compiled.peer(address).filter(|info| *info.identity != Identity::Host)
+        {
+            return Some(Peer { ifindex: *ifindex, ..self.peer(info) });
         }
-        addresses
+        compiled.peers.get(&address).map(|info| self.peer(info))
     }
 
     fn write_rules(&mut self, number: u32) {
@@ -289,6 +318,15 @@ impl<'a> Draft<'a> {
                 self.push(Op::RemovePrefix(prefix));
             }
         }
+        for (service, desired) in addresses.services {
+            match desired {
+                Some(identity) if self.services.get(&service) != Some(&identity) => {
+                    self.push(Op::SetService(service, identity));
+                }
+                None if self.services.get(&service).is_some() => self.push(Op::RemoveService(service)),
+                _ => {} // and a frontend that is gone becomes an address like any other
+            }
+        }
         self.ops.len() > before
     }
 
@@ -297,7 +335,7 @@ impl<'a> Draft<'a> {
             identity: self.identity(&info.identity),
             blocks: self.blocks(&info.blocks),
             tenant: self.numbers.tenant(&info.tenant),
-            pad: 0,
+            ifindex: 0,
         }
     }
 
@@ -354,6 +392,19 @@ impl<'a> Draft<'a> {
         }
     }
 
+    /// Kept while the endpoint lives. 0: none is left.
+    fn mark(&self, actual: Option<Endpoint>) -> u16 {
+        let kept = actual.map(|actual| actual.mark).filter(|mark| *mark != 0);
+        kept.or_else(|| self.free_mark()).unwrap_or_default()
+    }
+
+    /// The lowest number under which no endpoint's packets are marked; `None`: all are taken.
+    fn free_mark(&self) -> Option<u16> {
+        let taken: BTreeSet<u32> = self.endpoints.values().map(|endpoint| endpoint.mark.into()).collect();
+        let free = (1..ORIGINS).find(|mark| !taken.contains(mark))?;
+        u16::try_from(free).ok()
+    }
+
     /// The record, still under its present generation.
     fn endpoint(&mut self, local: &Local, compiled: &Compiled, actual: Option<Endpoint>) -> Endpoint {
         let generation = actual.map_or(0, |actual| actual.policy.generation());
@@ -361,6 +412,7 @@ impl<'a> Draft<'a> {
             ifindex: local.ifindex,
             id: local.id,
             mac: local.mac,
+            mark: self.mark(actual),
             flags: if local.adopted { abi::ENDPOINT_ADOPTED } else { 0 },
             ..Endpoint::default()
         };
@@ -389,8 +441,21 @@ impl<'a> Draft<'a> {
 }
 
 /// Changed addresses and what they have to be; `None`: nothing of their own.
-#[derive(Default)]
 struct Addresses {
     peers: Vec<(IpAddr, Option<Peer>)>,
     prefixes: Vec<(IpNetwork, Option<Peer>)>,
+    services: Vec<(ServiceAddress, Option<u32>)>,
+}
+
+/// On which interface an address of this node's pods is.
+struct Interfaces(BTreeMap<IpAddr, u32>);
+
+impl Interfaces {
+    /// An address that was given anew is the younger pod's.
+    fn of(locals: &BTreeMap<u32, Local>) -> Self {
+        let mut by_age: Vec<_> = locals.values().collect();
+        by_age.sort_by_key(|local| local.id);
+        let all = by_age.into_iter().flat_map(|local| local.addresses.iter().map(|a| (*a, local.ifindex)));
+        Self(all.collect())
+    }
 }

@@ -9,7 +9,7 @@ use super::image::{Image, Op};
 /// Counted write by write.
 #[derive(Debug, Default)]
 pub(super) struct Usage {
-    /// Addresses, prefixes and endpoints, by identity and tagged block set.
+    /// Addresses, prefixes, Services and endpoints, by identity and tagged block set.
     peers: HashMap<u32, usize>,
     /// Endpoints, by rule set.
     rule_sets: HashMap<u32, usize>,
@@ -24,6 +24,7 @@ impl Usage {
         for peer in image.peers.values().chain(image.prefixes.values()) {
             usage.count_peer(*peer);
         }
+        image.services.values().for_each(|identity| usage.count(*identity));
         image.endpoints.values().for_each(|endpoint| usage.count_endpoint(endpoint));
         usage
     }
@@ -35,6 +36,11 @@ impl Usage {
             Op::RemovePeer(address) => self.replace_peer(image.peers.get(address), None),
             Op::SetPrefix(prefix, peer) => self.replace_peer(image.prefixes.get(prefix), Some(*peer)),
             Op::RemovePrefix(prefix) => self.replace_peer(image.prefixes.get(prefix), None),
+            Op::SetService(service, identity) => {
+                self.count(*identity);
+                self.release(image.services.get(service).copied());
+            }
+            Op::RemoveService(service) => self.release(image.services.get(service).copied()),
             Op::SetEndpoint(endpoint) => {
                 self.replace_endpoint(image.endpoints.get(&endpoint.ifindex), Some(endpoint));
             }
@@ -61,8 +67,8 @@ impl Usage {
             self.count_peer(new);
         }
         if let Some(old) = old {
-            release(&mut self.peers, old.identity, &mut self.idle_peers);
-            release(&mut self.peers, old.blocks, &mut self.idle_peers);
+            self.release(Some(old.identity));
+            self.release(Some(old.blocks));
         }
     }
 
@@ -71,19 +77,28 @@ impl Usage {
             self.count_endpoint(new);
         }
         if let Some(old) = old {
-            release(&mut self.peers, old.identity, &mut self.idle_peers);
+            self.release(Some(old.identity));
             release(&mut self.rule_sets, old.policy.rule_set(), &mut self.idle_rule_sets);
         }
     }
 
     fn count_peer(&mut self, peer: Peer) {
-        for number in [peer.identity, peer.blocks] {
-            *self.peers.entry(number).or_default() += 1;
+        self.count(peer.identity);
+        self.count(peer.blocks);
+    }
+
+    fn count(&mut self, number: u32) {
+        *self.peers.entry(number).or_default() += 1;
+    }
+
+    fn release(&mut self, number: Option<u32>) {
+        if let Some(number) = number {
+            release(&mut self.peers, number, &mut self.idle_peers);
         }
     }
 
     fn count_endpoint(&mut self, endpoint: &Endpoint) {
-        *self.peers.entry(endpoint.identity).or_default() += 1;
+        self.count(endpoint.identity);
         *self.rule_sets.entry(endpoint.policy.rule_set()).or_default() += 1;
     }
 }

@@ -3,7 +3,7 @@
 use std::net::IpAddr;
 
 use bulkhead_ebpf::{
-    abi::{Conn, ConnKey, DropCount, DropKey},
+    abi::{self, Conn, ConnKey, DropCount, DropKey},
     reason::Reason,
 };
 
@@ -22,8 +22,8 @@ impl Observation {
     /// The end of a connection that fell idle, found at `now` (`CLOCK_MONOTONIC`, nanoseconds).
     pub fn ended<A: Copy + Into<IpAddr>>(key: &ConnKey<A>, conn: &Conn, names: &Names, now: u64) -> Self {
         // Sides are 0 or 1; a value that is not must not take the agent down.
-        let opener = usize::from(conn.opener & 1);
-        let counter = usize::from(conn.counter & 1);
+        let opener = usize::from(conn.sides & abi::CONN_OPENER);
+        let counter = usize::from((conn.sides & abi::CONN_COUNTER) >> 1);
         let peer = 1 - opener;
         let addresses: [IpAddr; 2] = key.addresses.map(Into::into);
         let ports = key.ports_be.map(u16::from_be_bytes);

@@ -61,6 +61,7 @@ pub struct Totals {
 pub enum Hook {
     FromPod,
     ToPod,
+    ToOverlay,
 }
 
 /// Source and destination, of a packet or from opener to peer.
@@ -126,6 +127,7 @@ impl Observation {
             hook: Some(match event.hook {
                 abi::HOOK_FROM_POD => Hook::FromPod,
                 abi::HOOK_TO_POD => Hook::ToPod,
+                abi::HOOK_TO_OVERLAY => Hook::ToOverlay,
                 value => return Err(DecodeError::Code { field: "hook", value }),
             }),
             is_reply: match (kind, event.is_reply) {
@@ -153,7 +155,7 @@ impl Observation {
     /// A packet's local side follows from where it was seen; a connection's from its direction.
     pub fn local(&self) -> Side {
         let from_local = match (self.kind, self.hook) {
-            (Kind::New | Kind::Drop, Some(hook)) => hook == Hook::FromPod,
+            (Kind::New | Kind::Drop, Some(hook)) => hook != Hook::ToPod,
             _ => self.direction == Direction::Egress,
         };
         if from_local { Side::Source } else { Side::Destination }

@@ -17,7 +17,8 @@ pub const fn drop_reason(reason: Reason) -> Option<DropReason> {
         | Reason::Related
         | Reason::OwnAddress
         | Reason::Neighbour
-        | Reason::Fragment => return None,
+        | Reason::Fragment
+        | Reason::Foreign => return None,
         Reason::NoEndpoint => ("INVALID_IDENTITY", 171),
         Reason::ArpClaim | Reason::WrongDestination | Reason::Multicast | Reason::ErrorNotTracked => {
             ("INVALID_PACKET_DROPPED", 134)

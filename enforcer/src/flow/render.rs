@@ -83,7 +83,7 @@ impl Flow {
     fn trace_observation_point(&self) -> Option<ObservationPoint> {
         let Kind::End(_) = self.seen.kind else { return None };
         let from_pod = match self.seen.hook {
-            Some(hook) => hook == Hook::FromPod,
+            Some(hook) => hook != Hook::ToPod,
             None => self.seen.direction == Direction::Egress,
         };
         Some(if from_pod { ObservationPoint::FromEndpoint } else { ObservationPoint::ToEndpoint })

@@ -68,6 +68,10 @@ impl Classes {
         Self { prefixes: Prefixes::new(&scope.blocks, index.pod_networks()), ..Self::default() }
     }
 
+    pub fn intern(&mut self, identity: Identity) -> Arc<Identity> {
+        self.identities.intern(identity)
+    }
+
     pub fn sweep(&mut self) {
         self.identities.sweep();
         self.block_sets.sweep();

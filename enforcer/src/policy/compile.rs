@@ -9,6 +9,7 @@ use super::{
     Settings,
     classify::{Classes, Classifier, Interner},
     model::{Compiled, DirectionRules, EndpointPolicy, PolicyRules, RuleSet, Scope},
+    service::services,
 };
 use crate::cluster::{
     Index,
@@ -35,6 +36,7 @@ pub fn compile(index: &Index, settings: &Settings, scope: &Scope) -> Compiled {
         let policy = rule_sets.endpoint(index, settings, &mut classifier, pod);
         compiled.endpoints.insert(pod.key.clone(), policy);
     }
+    compiled.services = services(index, settings, &mut classes, &compiled);
     compiled
 }
 

@@ -19,12 +19,14 @@ use super::{
     Settings,
     classify::{Classes, Classifier},
     compile::RuleSets,
+    frontends::Frontends,
     model::{Compiled, Scope},
     prefixes::bounds,
     scope::Mentions,
+    service::Projection,
 };
 use crate::cluster::{
-    Index, Touched,
+    Frontend, Index, Touched,
     object::{IpBlock, Key, Labels, NetworkPolicy, Pod},
 };
 
@@ -39,10 +41,13 @@ pub struct Compiler {
     policies: HashMap<Key, Arc<NetworkPolicy>>,
     pod_networks: BTreeSet<IpNetwork>,
     classes: Classes,
+    frontends: Frontends,
     rule_sets: RuleSets,
     compiled: Compiled,
     /// Nothing has been compiled yet.
     is_new: bool,
+    /// What is behind Services is seen otherwise than when last compiled.
+    services_moved: bool,
 }
 
 /// What is not as it was: keys of [`Compiled`], and mentions of [`Scope`].
@@ -50,6 +55,7 @@ pub struct Compiler {
 pub struct Delta {
     pub peers: BTreeSet<IpAddr>,
     pub prefixes: BTreeSet<IpNetwork>,
+    pub services: BTreeSet<Frontend>,
     pub endpoints: BTreeSet<Key>,
     /// In scope now.
     pub entered: Scope,
@@ -60,17 +66,18 @@ pub struct Delta {
 impl Compiler {
     /// Knows nothing yet: the first [`Compiler::advance`] must be told of everything.
     pub fn new(settings: Settings) -> Self {
-        let classes = Classes::default();
         let mut compiler = Self {
             settings,
             scope: Scope::default(),
             mentions: Mentions::default(),
             policies: HashMap::new(),
             pod_networks: BTreeSet::new(),
-            classes,
+            classes: Classes::default(),
+            frontends: Frontends::default(),
             rule_sets: RuleSets::default(),
             compiled: Compiled::default(),
             is_new: true,
+            services_moved: false,
         };
         let everything = Work { prefixes: compiler.classes.prefixes.iter().collect(), ..Work::default() };
         compiler.carry_out(&Index::default(), everything, &mut Delta::default());
@@ -79,6 +86,15 @@ impl Compiler {
 
     pub fn settings(&self) -> &Settings {
         &self.settings
+    }
+
+    /// Changes [`Settings::backends_elsewhere_judged`] from the next [`Compiler::advance`] on; whether it was
+    /// otherwise.
+    pub fn judge_backends_elsewhere(&mut self, judged: bool) -> bool {
+        let changed = self.settings.backends_elsewhere_judged != judged;
+        self.settings.backends_elsewhere_judged = judged;
+        self.services_moved |= changed;
+        changed
     }
 
     pub fn compiled(&self) -> &Compiled {
@@ -115,6 +131,13 @@ impl Compiler {
             index.pods_in(namespace).for_each(|pod| work.pod(index, pod));
         }
         work.addresses.extend(&touched.addresses);
+        work.frontends = self.frontends.follow(index, &touched.services, &touched.addresses);
+        if std::mem::take(&mut self.services_moved) {
+            work.frontends.extend(self.frontends.all());
+        }
+        for address in &touched.addresses {
+            work.frontends.extend(self.frontends.leading_to(*address));
+        }
         work.endpoints.extend(touched.pods.iter().cloned());
         self.carry_out(index, work, &mut delta);
         delta
@@ -198,9 +221,9 @@ impl Compiler {
         }
     }
 
-    /// Prefixes first: an address has its blocks from them.
-    fn carry_out(&mut self, index: &Index, work: Work, delta: &mut Delta) {
-        let Self { settings, scope, classes, rule_sets, compiled, .. } = self;
+    /// Prefixes first: an address has its blocks from them, and a Service is what its backends are.
+    fn carry_out(&mut self, index: &Index, mut work: Work, delta: &mut Delta) {
+        let Self { settings, scope, classes, frontends, rule_sets, compiled, .. } = self;
         let mut classifier = Classifier::new(index, settings, scope, classes);
         for prefix in work.prefixes {
             if replace(&mut compiled.prefixes, prefix, classifier.prefix(prefix)) {
@@ -221,6 +244,24 @@ impl Compiler {
                 delta.endpoints.insert(key);
             }
         }
+        for address in &delta.peers {
+            work.frontends.extend(frontends.leading_to(*address));
+        }
+        for prefix in &delta.prefixes {
+            work.frontends.extend(frontends.leading_into(*prefix));
+        }
+        let mut services = Vec::new();
+        let mut projection = Projection::new(index, settings, classes, compiled);
+        for frontend in work.frontends {
+            let ports = frontends.ports(index, frontend);
+            let class = (!ports.is_empty()).then(|| projection.identity(frontend, ports));
+            services.push((frontend, class));
+        }
+        for (frontend, class) in services {
+            if replace(&mut compiled.services, frontend, class) {
+                delta.services.insert(frontend);
+            }
+        }
     }
 }
 
@@ -229,6 +270,7 @@ impl Compiler {
 struct Work {
     addresses: BTreeSet<IpAddr>,
     prefixes: BTreeSet<IpNetwork>,
+    frontends: BTreeSet<Frontend>,
     endpoints: BTreeSet<Key>,
 }
 

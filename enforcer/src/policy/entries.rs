@@ -33,22 +33,23 @@ impl RuleSet {
                 Direction::Egress => &self.egress,
             };
             if rules.policies.is_empty() {
-                entries.insert(everything(direction, RulePeer::Any), Grant::NotIsolated);
+                entries.insert(EntryKey::everything(direction, RulePeer::Any), Grant::NotIsolated);
             } else {
                 Expansion::new(direction, rules, &self.ports).write(&identities, &blocks, &mut entries);
             }
             self.doors(direction, &identities, &mut entries);
         }
         self.local_node(&mut entries);
+        entries.extend(self.services(&identities));
         entries
     }
 
     /// The pod's own node reaches it always, and is reached unless the setting says otherwise.
     fn local_node(&self, entries: &mut Entries) {
         let host = RulePeer::Identity(Arc::new(Identity::Host));
-        entries.insert(everything(Direction::Ingress, host.clone()), Grant::LocalNode);
+        entries.insert(EntryKey::everything(Direction::Ingress, host.clone()), Grant::LocalNode);
         if self.local_node_egress {
-            entries.insert(everything(Direction::Egress, host), Grant::LocalNode);
+            entries.insert(EntryKey::everything(Direction::Egress, host), Grant::LocalNode);
         }
     }
 
@@ -64,15 +65,17 @@ impl RuleSet {
                 Direction::Egress => tenant::admits(door, own),
             };
             if own != theirs && open {
-                let key = everything(direction, RulePeer::Identity(Arc::clone(identity)));
+                let key = EntryKey::everything(direction, RulePeer::Identity(Arc::clone(identity)));
                 entries.insert(EntryKey { door: true, ..key }, Grant::Door);
             }
         }
     }
 }
 
-fn everything(direction: Direction, peer: RulePeer) -> EntryKey {
-    EntryKey { direction, door: false, peer, ports: PortMatch::All }
+impl EntryKey {
+    pub(super) fn everything(direction: Direction, peer: RulePeer) -> Self {
+        Self { direction, door: false, peer, ports: PortMatch::All }
+    }
 }
 
 /// One rule's reach to one kind of peer.

@@ -78,10 +78,19 @@ impl Simulator {
 
     pub fn answer(&mut self, probe: &Probe) -> Result<Answer, ProbeError> {
         let flow = self.flow(probe)?;
-        let egress = self.side(&flow, Direction::Egress);
-        let ingress = self.side(&flow, Direction::Ingress);
-        let verdict = egress.verdict.max(ingress.verdict);
-        Ok(Answer { verdict, egress, ingress })
+        let Some(translated) = self.translated(probe, &flow) else {
+            let [egress, ingress] = self.sides(&flow);
+            return Ok(Answer { verdict: egress.verdict.max(ingress.verdict), egress, ingress });
+        };
+        let sides = translated.flows.iter().map(|flow| {
+            let is_hairpin = flow.src.address == flow.dst.address;
+            if is_hairpin { self.hairpin(flow) } else { self.sides(flow) }
+        });
+        Ok(translated.answer(sides.collect()))
+    }
+
+    fn sides(&mut self, flow: &Flow) -> [Side; 2] {
+        [self.side(flow, Direction::Egress), self.side(flow, Direction::Ingress)]
     }
 
     /// Resolves names to addresses and judging ends.
@@ -135,7 +144,7 @@ impl Simulator {
         }
     }
 
-    fn endpoint(&self, end: &EndpointRef, address: IpAddr) -> Option<Endpoint> {
+    pub(super) fn endpoint(&self, end: &EndpointRef, address: IpAddr) -> Option<Endpoint> {
         let pod = match end {
             EndpointRef::Pod(key) => self.index.pod(key).filter(|pod| !pod.host_network)?,
             EndpointRef::Ip(_) | EndpointRef::Node(_) => match self.index.owner(address)? {

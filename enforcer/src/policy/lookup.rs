@@ -4,8 +4,8 @@ use std::{net::IpAddr, sync::Arc};
 
 use super::{
     model::{
-        BlockSet, Compiled, Direction, EndpointPolicy, Entries, EntryKey, Grant, PeerInfo, PortMatch,
-        RulePeer, Tenancy,
+        BlockSet, Compiled, Direction, EndpointPolicy, Entries, EntryKey, Grant, Identity, PeerInfo,
+        PortMatch, RulePeer, Tenancy,
     },
     prefixes::{full_length, truncated},
 };
@@ -34,6 +34,19 @@ impl EndpointPolicy {
     pub fn decide(&self, peer: &PeerInfo, direction: Direction, protocol: u8, port: u16) -> Decision {
         let entries = self.rules.entries([&peer.identity].into_iter(), [&peer.blocks].into_iter());
         decide(&entries, self.tenant.as_deref(), peer, direction, protocol, port)
+    }
+
+    /// The verdict before translation, for a connection to a Service of this class ([`Compiled::services`]).
+    ///
+    /// The Service's port is not the backends', so no rule for a port is asked (semantics 18): only what holds
+    /// for the Service itself, or for everybody on every protocol. A Service has no tenant; its pods' are
+    /// judged after translation.
+    pub fn decide_service(&self, class: &Arc<Identity>) -> Decision {
+        let entries = self.rules.entries([class].into_iter(), [].into_iter());
+        let peers = [RulePeer::Identity(Arc::clone(class)), RulePeer::Any];
+        let grants = peers.map(|peer| entries.get(&EntryKey::everything(Direction::Egress, peer)).cloned());
+        let grants: Vec<_> = grants.into_iter().flatten().collect();
+        if grants.is_empty() { Decision::NoRule } else { Decision::Allow(grants) }
     }
 }
 

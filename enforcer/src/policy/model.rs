@@ -14,7 +14,10 @@ use std::{
 use ipnetwork::IpNetwork;
 use serde::{Deserialize, Serialize};
 
-use crate::cluster::object::{ContainerPort, IpBlock, Key, Labels, Rule};
+use crate::cluster::{
+    Frontend,
+    object::{ContainerPort, IpBlock, Key, Labels, Protocol, Rule},
+};
 
 /// Everything the kernel of one node must hold.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -23,6 +26,8 @@ pub struct Compiled {
     pub peers: BTreeMap<IpAddr, PeerInfo>,
     /// Everybody else, by longest prefix: pod networks, ipBlocks, and always `0.0.0.0/0` and `::/0`.
     pub prefixes: BTreeMap<IpNetwork, PeerInfo>,
+    /// Where this node's pods reach Services, always as [`Identity::Service`].
+    pub services: BTreeMap<Frontend, Arc<Identity>>,
     /// Pods of this node that are subjects (not host-network, not finished), whether isolated or not.
     pub endpoints: BTreeMap<Key, EndpointPolicy>,
 }
@@ -35,7 +40,7 @@ pub struct EndpointPolicy {
 }
 
 /// What an address is to policy.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 pub struct PeerInfo {
     pub identity: Arc<Identity>,
     pub blocks: Arc<BlockSet>,
@@ -61,6 +66,29 @@ pub enum Identity {
     World,
     UnknownPod,
     Pod(PodIdentity),
+    /// An address that kube-proxy translates. Only destinations are one.
+    Service(ServiceClass),
+}
+
+/// What stands behind a frontend, as far as policy can tell it apart: a rollout that keeps the labels changes
+/// nothing, and Services with like backends share an identity.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+pub struct ServiceClass {
+    pub protocol: Protocol,
+    /// Judged after translation, where the chosen one is known. Unknown addresses of the pod network are
+    /// among them: they are judged there as well.
+    pub pods: BTreeSet<BackendClass>,
+    /// Nodes and what is outside: nobody sees the choice but the source, before it is made.
+    pub others: BTreeSet<BackendClass>,
+    /// There may be further backends, which cannot be read: nothing is admitted (semantics 41).
+    pub defective: bool,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+pub struct BackendClass {
+    pub peer: PeerInfo,
+    /// After translation (semantics 18).
+    pub port: u16,
 }
 
 /// Labels and ports are projected onto what the selectors and named ports of [`Scope`] mention.

@@ -1,10 +1,7 @@
 //! A long life of one agent: edit after edit, writes that fail, restarts. The kernel always means what a compile
 //! from scratch would write, and on the way nothing is opened or closed that no policy says.
 
-use std::{
-    collections::{BTreeMap, BTreeSet},
-    net::IpAddr,
-};
+use std::{collections::BTreeMap, net::IpAddr};
 
 use bulkhead_ebpf::abi;
 use proptest::prelude::*;
@@ -22,7 +19,7 @@ use crate::{
     },
 };
 
-const REMOTES: [&str; 15] = [
+const REMOTES: [&str; 18] = [
     "10.244.1.10",
     "10.244.1.11",
     "10.244.1.12",
@@ -38,6 +35,9 @@ const REMOTES: [&str; 15] = [
     "8.8.8.8",
     "fd00:244:1::11",
     "fd00:244:2::5",
+    "10.96.0.1",
+    "10.96.0.2",
+    "fd00:96::1",
 ];
 
 /// Every question that a pod here can be asked, by interface.
@@ -77,7 +77,7 @@ impl Interfaces {
                 ifindex,
                 pod: Some(pod.clone()),
                 mac: [2; 6],
-                addresses: BTreeSet::new(),
+                addresses: index.pod(pod).map(|pod| index.addresses(pod)).unwrap_or_default(),
                 adopted: false,
             };
             if !self.up.contains_key(&ifindex) && random.chance(80) {

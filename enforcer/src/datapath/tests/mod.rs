@@ -3,6 +3,7 @@
 
 mod capacity;
 mod incremental;
+mod services;
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -12,7 +13,7 @@ use std::{
 use bulkhead_ebpf::abi::{self, Peer, RuleKey};
 use proptest::prelude::*;
 
-use super::{DatapathError, Image, Local, Op, Rule, Sizes, Tables, kernel::Kernel};
+use super::{DatapathError, Image, Local, Op, Rule, ServiceAddress, Sizes, Tables, kernel::Kernel};
 use crate::{
     cluster::{
         Index,
@@ -60,6 +61,15 @@ impl Kernel for Model {
 /// What the programs do, on the model's maps: may `remote` and the endpoint talk in this direction?
 fn allows(image: &Image, ifindex: u32, remote: IpAddr, direction: u8, protocol: u8, port: u16) -> bool {
     let Some(endpoint) = image.endpoints.get(&ifindex) else { return false };
+    let rule_set = endpoint.policy.rule_set();
+    let service = image.services.get(&ServiceAddress { address: remote, port, protocol });
+    if let (abi::EGRESS, Some(service)) = (direction, service) {
+        // Its port is not the backends': only rules for all ports and protocols are asked.
+        return [*service, abi::PEER_ANY].into_iter().any(|peer| {
+            let key = RuleKey { rule_set, peer, direction, protocol: 0, port_be: [0; 2] };
+            image.rules.contains_key(&Rule { key, bits: abi::RULE_BITS_ALL })
+        });
+    }
     let prefix = || {
         let covering = image.prefixes.iter().filter(|(prefix, _)| prefix.contains(remote));
         covering.max_by_key(|(prefix, _)| prefix.prefix()).map(|(_, peer)| *peer)
@@ -75,7 +85,6 @@ fn allows(image: &Image, ifindex: u32, remote: IpAddr, direction: u8, protocol: 
             })
             .chain([(0, 0, abi::RULE_BITS_ALL)])
             .any(|(protocol, port, bits)| {
-                let rule_set = endpoint.policy.rule_set();
                 let key = RuleKey { rule_set, peer, direction, protocol, port_be: port.to_be_bytes() };
                 image.rules.contains_key(&Rule { key, bits })
             })
@@ -122,6 +131,9 @@ fn cluster(policies: &[NetworkPolicy]) -> Index {
     for policy in policies {
         index.apply(Object::NetworkPolicy(policy.clone()));
     }
+    services::stand_behind(&mut index, 1, &["10.244.1.12"]);
+    services::stand_behind(&mut index, 2, &["10.244.2.13", "10.244.2.14"]);
+    services::stand_behind(&mut index, 3, &["10.244.2.13", "192.0.2.1"]);
     index
 }
 
@@ -152,6 +164,9 @@ fn verdicts(image: &Image) -> Vec<bool> {
         "10.244.2.99",
         "10.244.2.1",
         "192.0.2.1",
+        "10.96.0.1",
+        "10.96.0.2",
+        "10.96.0.3",
     ];
     let mut verdicts = Vec::new();
     for ifindex in [WEB, DB] {

@@ -208,8 +208,7 @@ fn an_idle_connection_is_told_from_its_opener_whichever_side_that_was() {
         bytes: [100, 200],
         started: SECOND,
         last_seen: 4,
-        opener: 1,
-        counter: 0,
+        sides: abi::CONN_OPENER,
         ..Conn::default()
     };
     let told = line(flow_of(Observation::ended(&key, &conn, &names(), 90 * SECOND)));
@@ -240,7 +239,7 @@ fn an_idle_connection_is_told_from_its_opener_whichever_side_that_was() {
             "duration_ms": "3294",
         })
     );
-    let conn = Conn { opener: 0, ..conn };
+    let conn = Conn { sides: 0, ..conn };
     let told = line(flow_of(Observation::ended(&key, &conn, &names(), 90 * SECOND)));
     assert_eq!(
         json!([told["flow"]["source"], told["flow"]["destination"], told["flow"]["traffic_direction"]]),
@@ -313,7 +312,7 @@ fn what_contradicts_itself_is_an_error() {
         (Event { kind: 9, ..dropped() }, DecodeError::Code { field: "kind", value: 9 }),
         (Event { reason: 200, ..dropped() }, DecodeError::Code { field: "reason", value: 200 }),
         (Event { direction: 2, ..dropped() }, DecodeError::Code { field: "direction", value: 2 }),
-        (Event { hook: 2, ..dropped() }, DecodeError::Code { field: "hook", value: 2 }),
+        (Event { hook: 3, ..dropped() }, DecodeError::Code { field: "hook", value: 3 }),
         (Event { family: 5, ..dropped() }, DecodeError::Code { field: "family", value: 5 }),
         (Event { is_reply: 7, ..dropped() }, DecodeError::Code { field: "is_reply", value: 7 }),
         (

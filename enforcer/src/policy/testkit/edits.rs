@@ -14,7 +14,7 @@ const POLICIES: usize = 6;
 
 /// Makes one change, or tries to; the sentence is for the message of a failing case.
 pub fn edit(random: &mut Random, index: &mut Index) -> String {
-    match random.below(16) {
+    match random.below(19) {
         0..=3 => upsert_pod(random, index),
         4 => delete(random, index, Kind::Pod),
         5..=8 => {
@@ -36,6 +36,11 @@ pub fn edit(random: &mut Random, index: &mut Index) -> String {
             if random.chance(30) { remove(index, &node.reference()) } else { apply(index, node) }
         }
         14 => attach(random, index),
+        15 | 16 => upsert_service(random, index),
+        17 => {
+            let kind = if random.chance(50) { Kind::Service } else { Kind::EndpointSlice };
+            delete(random, index, kind)
+        }
         _ => interfaces(random, index),
     }
 }
@@ -68,12 +73,28 @@ fn delete(random: &mut Random, index: &mut Index, kind: Kind) -> String {
         Kind::Pod => index.pods().map(|pod| pod.key.clone()).collect(),
         Kind::NetworkPolicy => index.policies().map(|policy| policy.key.clone()).collect(),
         Kind::Namespace => index.namespaces().map(|namespace| cluster_wide(&namespace.name)).collect(),
-        _ => index.nodes().map(|node| cluster_wide(&node.name)).collect(),
+        Kind::Service => index.services().services().map(|service| service.key.clone()).collect(),
+        Kind::EndpointSlice => index.services().slices().map(|slice| slice.key.clone()).collect(),
+        Kind::Node => index.nodes().map(|node| cluster_wide(&node.name)).collect(),
     };
     if known.is_empty() {
         return format!("no {kind} to delete");
     }
     remove(index, &ObjectRef { kind, key: known[random.below(known.len())].clone() })
+}
+
+/// A Service or one of its slices: now and then both.
+fn upsert_service(random: &mut Random, index: &mut Index) -> String {
+    let pods = index.pods().map(|pod| Object::Pod(pod.clone())).collect::<Vec<_>>();
+    if pods.is_empty() {
+        return "no pod to stand behind a Service".to_owned();
+    }
+    let number = random.below(4);
+    let objects = random.service(number, &pods);
+    let first = random.below(objects.len());
+    let kept = if random.chance(30) { objects.len() } else { 1 };
+    let lines = objects.into_iter().cycle().skip(first).take(kept).map(|object| apply(index, object));
+    lines.collect::<Vec<_>>().join(", ")
 }
 
 /// A pod's interface comes or goes here, at times with an address that is also somebody else's.

@@ -1,7 +1,7 @@
 //! Clusters where much collides: few labels and values, nested blocks with exceptions, container ports
 //! that share a name, ports at the edges of ranges, reused addresses.
 
-use std::collections::BTreeSet;
+use std::{collections::BTreeSet, net::IpAddr};
 
 use ipnetwork::IpNetwork;
 
@@ -9,8 +9,9 @@ use crate::{
     cluster::{
         Index,
         object::{
-            ContainerPort, IpBlock, Key, Labels, NAMESPACE_NAME_LABEL, Namespace, NetworkPolicy, Node,
-            Object, Operator, Peer, Pod, Port, Ports, Protocol, Requirement, Rule, Selector,
+            ContainerPort, EndpointSlice, IpBlock, Key, Labels, NAMESPACE_NAME_LABEL, Namespace,
+            NetworkPolicy, Node, Object, Operator, Peer, Pod, Port, Ports, Protocol, Requirement, Rule,
+            Selector, Service, ServicePort, SlicePort,
         },
     },
     policy::{
@@ -73,11 +74,14 @@ impl Case {
         let settings = Settings {
             tenant_label: random.chance(70).then(|| DEFAULT_TENANT_LABEL.to_owned()),
             local_node_egress: random.chance(60),
+            backends_elsewhere_judged: true,
         };
         let mut objects = random.nodes();
         objects.extend(random.namespaces());
         objects.extend((0..random.below(8) + 2).map(|i| Object::Pod(random.pod(i))));
         objects.extend((0..random.below(7)).map(|i| Object::NetworkPolicy(random.policy(&format!("np{i}")))));
+        let services = (0..random.below(4)).flat_map(|i| random.service(i, &objects)).collect::<Vec<_>>();
+        objects.extend(services);
         let probes = (0..probes).map(|_| random.probe(&objects)).collect();
         Self { objects, settings, probes }
     }
@@ -115,6 +119,10 @@ impl Random {
 
     pub fn pick<T: Copy>(&mut self, items: &[T]) -> T {
         items[self.below(items.len())]
+    }
+
+    fn pick_of<'i, T>(&mut self, items: &'i [T]) -> &'i T {
+        &items[self.below(items.len())]
     }
 
     /// Up to `most` items.
@@ -191,6 +199,59 @@ impl Random {
             ips: parsed(&ips),
             ports: self.some(3, port).into_iter().collect(),
             workload: None,
+        }
+    }
+
+    /// With its slices. Addresses collide, port names miss one another, backends are anybody.
+    pub fn service(&mut self, number: usize, objects: &[Object]) -> Vec<Object> {
+        let key = Key::new(self.pick(&NAMESPACES), format!("s{number}"));
+        let name = |r: &mut Self| r.pick(&["", "", "http"]).to_owned();
+        let port = |r: &mut Self| ServicePort {
+            name: name(r),
+            protocol: r.protocol(),
+            port: r.pick(&PORTS),
+            node_port: r.chance(50).then(|| r.pick(&PORTS)),
+        };
+        let ports = (0..=self.below(2)).map(|_| port(self)).collect();
+        let mut addresses = Vec::new();
+        if self.chance(85) {
+            let host = self.below(3) + 1;
+            addresses.push(format!("10.96.0.{host}"));
+            if self.chance(50) {
+                addresses.push(format!("fd00:96::{host}"));
+            }
+            if self.chance(20) {
+                addresses.push(self.pick(&ADDRESSES).to_owned());
+            }
+        }
+        let mut made =
+            vec![Object::Service(Service { key: key.clone(), addresses: parsed(&addresses), ports })];
+        for slice in 0..self.below(4) {
+            let namespace = if self.chance(95) { key.namespace.as_str() } else { self.pick(&NAMESPACES) };
+            let ipv4 = self.chance(75);
+            let backends = (0..=self.below(3)).flat_map(|_| self.backend(objects));
+            let addresses = backends.filter(|a| a.is_ipv4() == ipv4).collect();
+            let protocol = |r: &mut Self| if r.chance(70) { Protocol::Tcp } else { r.protocol() };
+            let port =
+                |r: &mut Self| SlicePort { name: name(r), protocol: protocol(r), port: r.pick(&PORTS) };
+            made.push(Object::EndpointSlice(EndpointSlice {
+                key: Key::new(namespace, format!("s{number}-{slice}")),
+                service: key.name.clone(),
+                addresses,
+                ports: (0..=self.below(2)).map(|_| port(self)).collect(),
+                defective: false,
+            }));
+        }
+        made
+    }
+
+    /// Addresses of somebody, most often of a pod.
+    fn backend(&mut self, objects: &[Object]) -> BTreeSet<IpAddr> {
+        match self.pick_of(objects) {
+            _ if self.chance(15) => parsed(&[self.pick(&ADDRESSES).to_owned()]),
+            Object::Pod(pod) => pod.ips.clone(),
+            Object::Node(node) => node.addresses.clone(),
+            _ => BTreeSet::new(),
         }
     }
 
@@ -277,6 +338,9 @@ impl Random {
     }
 
     fn probe(&mut self, objects: &[Object]) -> Probe {
+        if let Some(probe) = self.chance(25).then(|| self.service_probe(objects)).flatten() {
+            return probe;
+        }
         Probe {
             src: self.end(objects),
             dst: self.end(objects),
@@ -290,6 +354,33 @@ impl Random {
             port: Some(self.pick(&PORTS)),
             family: self.pick(&[None, None, Some(Family::V4), Some(Family::V6)]),
         }
+    }
+
+    /// To one of a Service's addresses, or to a node by a node port.
+    fn service_probe(&mut self, objects: &[Object]) -> Option<Probe> {
+        let services: Vec<_> = objects
+            .iter()
+            .filter_map(|o| if let Object::Service(s) = o { Some(s) } else { None })
+            .filter(|service| !service.addresses.is_empty())
+            .collect();
+        let service = (!services.is_empty()).then(|| self.pick(&services))?;
+        let ServicePort { protocol, port, node_port, .. } =
+            self.pick(&service.ports.iter().collect::<Vec<_>>());
+        let (dst, port) = match node_port {
+            Some(node_port) if self.chance(50) => {
+                (EndpointRef::Node(self.pick(&["n1", "n2"]).to_owned()), *node_port)
+            }
+            _ => {
+                let addresses: Vec<_> = service.addresses.iter().copied().collect();
+                (EndpointRef::Ip(self.pick(&addresses)), *port)
+            }
+        };
+        let protocol = match protocol {
+            Protocol::Tcp => ProbeProtocol::Tcp,
+            Protocol::Udp => ProbeProtocol::Udp,
+            Protocol::Sctp => ProbeProtocol::Sctp,
+        };
+        Some(Probe { src: self.end(objects), dst, protocol, port: Some(port), family: None })
     }
 
     fn end(&mut self, objects: &[Object]) -> EndpointRef {

@@ -6,5 +6,7 @@
 pub mod edits;
 pub mod generate;
 pub mod naive;
+pub mod shrink;
 
 pub use generate::Case;
+pub use shrink::smallest;

@@ -8,8 +8,8 @@ use std::{
 
 use crate::{
     cluster::object::{
-        Key, Labels, NAMESPACE_NAME_LABEL, Namespace, NetworkPolicy, Node, Object, Operator, Peer, Pod, Port,
-        Ports, Protocol, Rule, Selector,
+        EndpointSlice, Key, Labels, NAMESPACE_NAME_LABEL, Namespace, NetworkPolicy, Node, Object, Operator,
+        Peer, Pod, Port, Ports, Protocol, Rule, Selector,
     },
     policy::{
         Settings,
@@ -17,11 +17,13 @@ use crate::{
     },
 };
 
-/// Whether each side allows.
+/// Whether each side allows; to a Service, whether each side allows every backend.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Verdicts {
     pub egress: bool,
     pub ingress: bool,
+    /// To a Service, from a pod: whether the source's own hook lets it go on to be translated.
+    pub before_translation: Option<bool>,
 }
 
 /// `None`: the question cannot be asked (an unknown name, a finished pod, no address of the family).
@@ -44,14 +46,18 @@ pub fn answer(objects: &[Object], settings: &Settings, probe: &Probe) -> Option<
         },
         port: probe.port?,
     };
-    let (source, destination) = (cluster.pod_at(&probe.src, src), cluster.pod_at(&probe.dst, dst));
+    let source = cluster.pod_at(&probe.src, src);
     // What is sent to one's own address never leaves the pod, whoever else may claim the address.
     if src == dst {
-        return Some(Verdicts { egress: true, ingress: true });
+        return Some(Verdicts { egress: true, ingress: true, before_translation: None });
     }
-    let egress = source.is_none_or(|pod| cluster.allows(pod, false, dst, wanted));
-    let ingress = destination.is_none_or(|pod| cluster.allows(pod, true, src, wanted));
-    Some(Verdicts { egress, ingress })
+    if let Some(node) = cluster.translator(&probe.src, source)
+        && let Some(backends) = cluster.behind(dst, node, wanted)
+    {
+        return Some(cluster.to_service(source, src, &backends, wanted));
+    }
+    let (egress, ingress) = cluster.judge(source, src, cluster.pod_at(&probe.dst, dst), dst, wanted);
+    Some(Verdicts { egress, ingress, before_translation: None })
 }
 
 #[derive(Clone, Copy)]
@@ -89,6 +95,103 @@ impl<'a> Cluster<'a> {
 
     fn policies(&self) -> impl Iterator<Item = &'a NetworkPolicy> {
         self.objects.iter().filter_map(|o| if let Object::NetworkPolicy(p) = o { Some(p) } else { None })
+    }
+
+    /// The two ends of a connection that nobody translates.
+    fn judge(
+        &self,
+        source: Option<&Pod>,
+        src: IpAddr,
+        destination: Option<&Pod>,
+        dst: IpAddr,
+        wanted: Wanted,
+    ) -> (bool, bool) {
+        let egress = source.is_none_or(|pod| self.allows(pod, false, dst, wanted));
+        let ingress = destination.is_none_or(|pod| self.allows(pod, true, src, wanted));
+        (egress, ingress)
+    }
+
+    /// On which node a connection from here meets kube-proxy.
+    fn translator(&self, src: &EndpointRef, source: Option<&'a Pod>) -> Option<Option<String>> {
+        match (source, src) {
+            (Some(pod), _) => Some(pod.node.clone()),
+            (None, EndpointRef::Node(name)) => Some(Some(name.clone())),
+            (None, EndpointRef::Pod(key)) => self.living().find(|p| p.key == *key).map(|p| p.node.clone()),
+            (None, EndpointRef::Ip(_)) => None,
+        }
+    }
+
+    /// What kube-proxy on `node` may make of a destination; `None`: no Service's.
+    fn behind(&self, dst: IpAddr, node: Option<String>, wanted: Wanted) -> Option<Vec<(IpAddr, u16)>> {
+        let mut found = false;
+        let mut backends = Vec::new();
+        for object in self.objects {
+            let Object::Service(service) = object else { continue };
+            for port in &service.ports {
+                let by_address = service.addresses.contains(&dst) && port.port == wanted.port;
+                let by_node = port.node_port == Some(wanted.port)
+                    && !service.addresses.is_empty()
+                    && matches!(self.who(dst, node.as_deref()), Who::OwnNode);
+                if Some(port.protocol) != wanted.protocol || !(by_address || by_node) {
+                    continue;
+                }
+                found = true;
+                for slice in self.slices() {
+                    let is_of = slice.service == service.key.name;
+                    for target in &slice.ports {
+                        let joined = target.name == port.name && target.protocol == port.protocol;
+                        if !is_of || slice.key.namespace != service.key.namespace || !joined {
+                            continue;
+                        }
+                        let alike = slice.addresses.iter().filter(|a| a.is_ipv4() == dst.is_ipv4());
+                        backends.extend(alike.map(|a| (*a, target.port)));
+                    }
+                }
+            }
+        }
+        found.then_some(backends)
+    }
+
+    fn slices(&self) -> impl Iterator<Item = &'a EndpointSlice> {
+        self.objects.iter().filter_map(|o| if let Object::EndpointSlice(s) = o { Some(s) } else { None })
+    }
+
+    fn to_service(
+        &self,
+        source: Option<&Pod>,
+        src: IpAddr,
+        backends: &[(IpAddr, u16)],
+        wanted: Wanted,
+    ) -> Verdicts {
+        let mut verdicts = Verdicts { egress: !backends.is_empty(), ingress: true, before_translation: None };
+        let (mut some, mut all_others) = (false, true);
+        for (address, port) in backends {
+            let wanted = Wanted { port: *port, ..wanted };
+            let destination = self.pod_at(&EndpointRef::Ip(*address), *address);
+            let (egress, ingress) = self.judge(source, src, destination, *address, wanted);
+            verdicts.egress = verdicts.egress && egress;
+            // To itself a pod comes back under its node's address.
+            verdicts.ingress = verdicts.ingress && (ingress || *address == src);
+            some = some || egress;
+            let judged_later = matches!(self.who(*address, None), Who::Pod(_) | Who::UnknownPod);
+            all_others = all_others && (egress || judged_later);
+        }
+        let passes = |pod: &Pod| self.open_to_everybody(pod) || (some && all_others);
+        Verdicts { before_translation: source.map(passes), ..verdicts }
+    }
+
+    /// No policy for egress, or one that admits anybody on every protocol.
+    fn open_to_everybody(&self, pod: &Pod) -> bool {
+        let mut rules = Vec::new();
+        let mut isolated = false;
+        for policy in self.policies() {
+            let Some(egress) = &policy.egress else { continue };
+            if policy.key.namespace == pod.key.namespace && matches(&policy.subjects, &pod.labels) {
+                isolated = true;
+                rules.extend(egress);
+            }
+        }
+        !isolated || rules.iter().any(|rule| rule.peers.is_empty() && rule.ports.is_empty())
     }
 
     fn namespace(&self, name: &str) -> Namespace {

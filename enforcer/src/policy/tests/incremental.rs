@@ -25,6 +25,7 @@ fn differences(before: &Compiled, after: &Compiled) -> Delta {
     Delta {
         peers: keys(&before.peers, &after.peers),
         prefixes: keys(&before.prefixes, &after.prefixes),
+        services: keys(&before.services, &after.services),
         endpoints: keys(&before.endpoints, &after.endpoints),
         ..Delta::default()
     }
@@ -40,7 +41,7 @@ proptest! {
     #[test]
     fn the_result_of_edits_is_that_of_a_compile_from_scratch(seed: u64, edits in 1_usize..24, others: u64) {
         let case = Case::of(seed, 0);
-        let settings = &case.settings;
+        let mut settings = case.settings.clone();
         let mut random = Random(seed ^ 3);
         let mut index = case.index().seen_from(Some("n1"));
         let mut compiler = Compiler::new(settings.clone());
@@ -50,20 +51,24 @@ proptest! {
             let touched = index.take_touched();
             let before = compiler.compiled().clone();
             // As after a write that failed: something else is in force too.
-            let also = if random.chance(15) { scope(&Case::of(others, 0).index(), settings) } else { Scope::default() };
-            let new_scope = scope(&index, settings);
+            let also = if random.chance(15) { scope(&Case::of(others, 0).index(), &settings) } else { Scope::default() };
+            let new_scope = scope(&index, &settings);
+            if random.chance(10) {
+                settings.backends_elsewhere_judged ^= true;
+                prop_assert!(compiler.judge_backends_elsewhere(settings.backends_elsewhere_judged));
+            }
 
             let delta = compiler.advance(&index, &touched, &also);
             let both = old_scope.clone().union(&also).union(&new_scope);
             prop_assert_eq!(compiler.scope(), &both, "{} of {}: {:#?}", step, seed, told);
-            let want = compile(&index, settings, &both);
+            let want = compile(&index, &settings, &both);
             prop_assert_eq!(compiler.compiled(), &want, "in both scopes, step {} of {}: {:#?}", step, seed, told);
             prop_assert_eq!(&delta.entered, &both.minus(&old_scope));
             prop_assert_eq!(without_scope(delta), differences(&before, &want));
 
             let delta = compiler.settle(&index);
             prop_assert_eq!(compiler.scope(), &new_scope);
-            let settled = compile(&index, settings, &new_scope);
+            let settled = compile(&index, &settings, &new_scope);
             prop_assert_eq!(compiler.compiled(), &settled, "settled, step {} of {}: {:#?}", step, seed, told);
             prop_assert_eq!(&delta.left, &both.minus(&new_scope));
             prop_assert_eq!(without_scope(delta), differences(&want, &settled));

@@ -2,5 +2,6 @@
 mod incremental;
 mod properties;
 mod semantics;
+mod services;
 mod shape;
 mod shop;

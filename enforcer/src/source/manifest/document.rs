@@ -7,7 +7,7 @@ use serde_json::{Map, Value};
 use super::{
     Loaded, Located, Origin,
     fields::{At, Fault, Fields, kind_of, or_note},
-    inventory, policy, syntax,
+    inventory, policy, service, syntax,
     text::{Document, Path, Unreadable},
 };
 use crate::{
@@ -22,6 +22,7 @@ const MAX_LINES_FOUND: usize = 100;
 const MAX_LISTS: usize = 4;
 
 const PARTLY_READ: &str = "the rest of the object is used";
+const SERVICE_CLOSED: &str = "egress policies admit nothing to its Service";
 const LEFT_OUT: &str = "the object is left out";
 
 pub(super) fn read(file: &FilePath, document: &Document, loaded: &mut Loaded) {
@@ -94,6 +95,8 @@ impl Reader<'_, '_> {
             ("Namespace", "") => (Kind::Namespace, "v1"),
             ("Pod", "") => (Kind::Pod, "v1"),
             ("Node", "") => (Kind::Node, "v1"),
+            ("Service", "") => (Kind::Service, "v1"),
+            ("EndpointSlice", "discovery.k8s.io") => (Kind::EndpointSlice, "discovery.k8s.io/v1"),
             ("NetworkPolicy", "" | "extensions" | "networking.k8s.io") => {
                 (Kind::NetworkPolicy, "networking.k8s.io/v1")
             }
@@ -121,8 +124,8 @@ impl Reader<'_, '_> {
 
     fn inventory(&mut self, kind: Kind, root: &Fields, metadata: &Fields, mut faults: Vec<Fault>) {
         let namespace = match kind {
-            Kind::Pod => namespace(metadata).map(str::to_owned),
-            _ => Ok(String::new()),
+            Kind::Namespace | Kind::Node => Ok(String::new()),
+            _ => namespace(metadata).map(str::to_owned),
         };
         let name = metadata.string("name").and_then(|name| {
             let missing = || Fault::new(&metadata.path.key("name"), "the object has no name");
@@ -135,15 +138,21 @@ impl Reader<'_, '_> {
             (Err(fault), _) | (_, Err(fault)) => return self.lose(None, &fault),
         };
         let reference = ObjectRef { kind, key: key.clone() };
+        let mut effect = PARTLY_READ;
         let object = match kind {
             Kind::Namespace => inventory::namespace(metadata, key.name, &mut faults).map(Object::Namespace),
             Kind::Pod => inventory::pod(root, metadata, key, &mut faults).map(Object::Pod),
+            Kind::Service => service::service(root, key, &mut faults).map(Object::Service),
+            Kind::EndpointSlice => {
+                effect = SERVICE_CLOSED;
+                service::slice(root, metadata, key, &mut faults).map(Object::EndpointSlice)
+            }
             _ => Some(Object::Node(inventory::node(root, metadata, key.name, &mut faults))),
         };
         match object {
             Some(object) => {
                 for fault in &faults {
-                    self.problem(Some(&reference), fault, PARTLY_READ);
+                    self.problem(Some(&reference), fault, effect);
                 }
                 self.keep(object);
             }

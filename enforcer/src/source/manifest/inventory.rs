@@ -119,7 +119,7 @@ fn pod_ips(status: &Fields, faults: &mut Vec<Fault>) -> BTreeSet<IpAddr> {
 }
 
 /// `None`: empty, which Go writes for "none yet".
-fn address(at: &At) -> Result<Option<IpAddr>, Fault> {
+pub(super) fn address(at: &At) -> Result<Option<IpAddr>, Fault> {
     match at.string()? {
         "" => Ok(None),
         text => text.parse().map(Some).map_err(|_| at.fault(format!("{text:?} is not an IP address"))),

@@ -2,12 +2,13 @@
 //!
 //! `-f DIR` and the agent's `--manifests DIR` read the same files: `*.yaml`, `*.yml` and `*.json` directly in
 //! the directory (not in subdirectories, as kubectl) whose names do not begin with a dot. A file holds any
-//! number of documents, a document one object or a `List`. Kinds in use: Namespace, Pod, Node and
-//! `NetworkPolicy`; others are counted.
+//! number of documents, a document one object or a `List`. Kinds in use: Namespace, Pod, Node,
+//! `NetworkPolicy`, Service and `EndpointSlice`; others are counted.
 //!
 //! What the API server would refuse is reported as a [`Problem`] and never opens anything:
 //!
 //! * A `NetworkPolicy` keeps isolating its pods; its unreadable parts admit nothing.
+//! * An `EndpointSlice` that is not readable to the end closes its Service to pods whose egress is isolated.
 //! * Of other objects the unreadable part is left out, or the whole object where a part would not be safe.
 //! * While the agent runs, what was readable before stays in force (fail static): objects of a document that
 //!   is broken now, and of a file or directory that cannot be read now.
@@ -29,6 +30,7 @@ mod document;
 mod fields;
 mod inventory;
 mod policy;
+mod service;
 mod store;
 mod syntax;
 mod text;

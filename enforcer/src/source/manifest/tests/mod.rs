@@ -9,6 +9,7 @@ use crate::cluster::object::Object;
 mod files;
 mod inventory;
 mod policy;
+mod service;
 mod watch;
 
 fn yaml(text: &str) -> Loaded {

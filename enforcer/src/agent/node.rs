@@ -196,7 +196,7 @@ impl Node {
         if !self.source.synced {
             return; // half a list must neither open nor close anything
         }
-        match self.update() {
+        match self.update_or_make_room() {
             Ok(written) => {
                 self.health.error = None;
                 self.health.last_written = written;
@@ -210,6 +210,16 @@ impl Node {
                 self.health.error = Some(error);
             }
         }
+    }
+
+    /// Rules that nothing reaches any more may take up the room that is missing.
+    fn update_or_make_room(&mut self) -> Result<Written, DatapathError> {
+        let updated = self.update();
+        if !matches!(updated, Err(DatapathError::Full { .. })) || self.updated.elapsed() <= PACKET_UNDER_WAY {
+            return updated;
+        }
+        self.tables.tidy()?;
+        self.update()
     }
 
     fn update(&mut self) -> Result<Written, DatapathError> {

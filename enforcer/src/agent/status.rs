@@ -77,6 +77,8 @@ pub struct Datapath {
     pub addresses: usize,
     /// Addresses and ports at which Services are reached from here.
     pub services: usize,
+    /// How full each map that can fill up is; an update that does not fit is refused as a whole.
+    pub maps: BTreeMap<String, Fill>,
     /// Packets by reason since the maps were created.
     pub packets: BTreeMap<String, u64>,
     /// Events that found the ring buffer full; connections that found the table full.
@@ -84,6 +86,14 @@ pub struct Datapath {
     pub lost_connections: u64,
     /// Why the kernel is not up to date, if so.
     pub error: Option<String>,
+}
+
+/// In entries.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub struct Fill {
+    pub entries: usize,
+    pub capacity: usize,
 }
 
 /// Is bulkhead in the node's CNI configuration?
@@ -194,6 +204,9 @@ impl Status {
                 self.datapath.rules, self.datapath.addresses, self.datapath.updates, self.datapath.abi
             ),
         );
+        let fill = |(map, fill): (&String, &Fill)| format!("{map} {}/{}", fill.entries, fill.capacity);
+        let used = self.datapath.maps.iter().filter(|(_, fill)| fill.entries > 0);
+        line("Map entries", used.map(fill).collect::<Vec<_>>().join(", "));
         for Way { interface, error } in &self.ways {
             let state = if error.is_empty() { "judged" } else { error };
             line("To other nodes", format!("{interface}: {state}"));
@@ -255,6 +268,9 @@ impl Datapath {
         let json = |value: &_| serde_json::to_value(value).unwrap_or_default();
         let actual = node.tables.actual();
         let packets = node.tables.kernel_ref().counters().unwrap_or_default();
+        let (sizes, capacity) = node.tables.fill();
+        let maps = sizes.by_map().into_iter().zip(capacity.by_map());
+        let maps = maps.map(|((map, entries), (_, capacity))| (map.to_owned(), Fill { entries, capacity }));
         let (lost_events, lost_connections) = node.tables.kernel_ref().lost().unwrap_or_default();
         Self {
             abi: bulkhead_ebpf::abi::ABI_VERSION,
@@ -265,6 +281,7 @@ impl Datapath {
             rules: actual.rules.len(),
             addresses: actual.peers.len() + actual.prefixes.len(),
             services: actual.services.len(),
+            maps: maps.collect(),
             packets: packets.into_iter().map(|(reason, n)| (reason.name().to_owned(), n)).collect(),
             lost_events,
             lost_connections,

@@ -13,6 +13,7 @@ use std::{
 use ipnetwork::IpNetwork;
 
 use super::{
+    compact::{Set, Shared, Text},
     object::{
         EndpointSlice, Key, Kind, Labels, NAMESPACE_NAME_LABEL, Namespace, NetworkPolicy, Node, Object, ObjectRef, Pod,
     },
@@ -35,17 +36,19 @@ pub struct Index {
     services: Services,
     /// Who says to own an address, derived from the above and kept in step by [`Index::reclaim_pod`] and
     /// the node upserts.
-    claims: BTreeMap<IpAddr, BTreeSet<Claim>>,
+    claims: BTreeMap<IpAddr, Set<Claim>>,
+    labels: Shared<Labels>,
+    texts: Shared<Text>,
     touched: Touched,
 }
 
 /// Somebody's statement to own an address. Finished pods make none.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 enum Claim {
-    Node(String),
+    Node(Text),
     /// A host-network pod: the address is its node's.
     HostPod {
-        node: Option<String>,
+        node: Option<Text>,
         pod: Key,
     },
     Pod(Key),
@@ -112,7 +115,8 @@ impl Index {
                 let changed = replace(&mut self.policies, key.clone(), policy);
                 self.touch_policy(key, changed)
             }
-            Object::Pod(pod) => {
+            Object::Pod(mut pod) => {
+                self.share(&mut pod);
                 let key = pod.key.clone();
                 self.reclaim_pod(&key, |index| replace(&mut index.pods, key.clone(), pod))
             }
@@ -139,15 +143,15 @@ impl Index {
         let key = &object.key;
         match object.kind {
             Kind::Namespace => {
-                let changed = self.namespaces.remove(&key.name).is_some();
-                self.touch_namespace(key.name.clone(), changed)
+                let changed = self.namespaces.remove(&*key.name).is_some();
+                self.touch_namespace(key.name.to_string(), changed)
             }
             Kind::NetworkPolicy => {
                 let changed = self.policies.remove(key).is_some();
                 self.touch_policy(key.clone(), changed)
             }
             Kind::Pod => self.reclaim_pod(key, |index| index.pods.remove(key).is_some()),
-            Kind::Node => self.reclaim_node(&key.name, |index| index.nodes.remove(&key.name).is_some()),
+            Kind::Node => self.reclaim_node(&key.name, |index| index.nodes.remove(&*key.name).is_some()),
             Kind::Service => {
                 let changed = self.services.remove_service(key);
                 self.touch_services([key.clone()], changed)
@@ -223,7 +227,7 @@ impl Index {
         self.pods
             .range(Key::new(namespace, "")..)
             .map(|(_, pod)| pod.as_ref())
-            .take_while(move |pod| pod.key.namespace == namespace)
+            .take_while(move |pod| *pod.key.namespace == *namespace)
     }
 
     /// Namespaces that have a pod, declared or not; costs their number, not that of the pods.
@@ -231,10 +235,10 @@ impl Index {
         let first = self.pods.keys().next();
         std::iter::successors(first, |last| {
             // The least name after all names of this namespace: no name holds a character beyond the last.
-            let beyond = Key::new(last.namespace.as_str(), char::MAX.to_string());
+            let beyond = Key::new(&last.namespace, char::MAX.to_string());
             self.pods.range(beyond..).next().map(|(key, _)| key)
         })
-        .map(|key| key.namespace.as_str())
+        .map(|key| key.namespace.as_ref())
     }
 
     pub fn node(&self, name: &str) -> Option<&Node> {
@@ -261,7 +265,7 @@ impl Index {
         self.policies
             .range(Key::new(namespace, "")..)
             .map(|(_, policy)| policy.as_ref())
-            .take_while(move |policy| policy.key.namespace == namespace)
+            .take_while(move |policy| *policy.key.namespace == *namespace)
     }
 
     pub fn services(&self) -> &Services {
@@ -276,7 +280,7 @@ impl Index {
 
     /// Is the pod one whose interface this node judges?
     pub fn is_endpoint(&self, pod: &Pod) -> bool {
-        is_subject(pod) && (pod.node == self.node || self.attachments.contains_key(&pod.key))
+        is_subject(pod) && (pod.node.as_deref() == self.node.as_deref() || self.attachments.contains_key(&pod.key))
     }
 
     /// From the pod's status and, on this node, its attachment.
@@ -372,6 +376,14 @@ impl Index {
         changed
     }
 
+    /// Pods of one workload differ in few words.
+    fn share(&mut self, pod: &mut Pod) {
+        self.labels.share(&mut pod.labels);
+        self.texts.share(&mut pod.key.namespace);
+        let workload = pod.workload.iter_mut().flat_map(|workload| [&mut workload.kind, &mut workload.name]);
+        pod.node.iter_mut().chain(workload).for_each(|text| self.texts.share(text));
+    }
+
     fn touch_services(&mut self, keys: impl IntoIterator<Item = Key>, changed: bool) -> bool {
         if changed {
             self.touched.services.extend(keys);
@@ -422,7 +434,7 @@ impl Index {
 
     fn node_claims(&self, name: &str) -> Option<(Claim, BTreeSet<IpAddr>)> {
         let node = self.node(name)?;
-        Some((Claim::Node(name.to_owned()), node_addresses(node)))
+        Some((Claim::Node(name.into()), node_addresses(node)))
     }
 }
 

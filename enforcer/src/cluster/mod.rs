@@ -1,4 +1,5 @@
 //! What we know of the cluster: one in-memory index.
+pub mod compact;
 pub mod index;
 pub mod object;
 pub mod service;

@@ -4,7 +4,7 @@
 //! tells whether anything changed.
 
 use std::{
-    collections::{BTreeMap, BTreeSet},
+    collections::BTreeSet,
     fmt,
     net::IpAddr,
 };
@@ -12,7 +12,8 @@ use std::{
 use ipnetwork::IpNetwork;
 use serde::{Deserialize, Serialize};
 
-pub type Labels = BTreeMap<String, String>;
+pub use super::compact::Labels;
+use super::compact::{Set, Text};
 
 /// Label that the API server puts on every namespace.
 pub const NAMESPACE_NAME_LABEL: &str = "kubernetes.io/metadata.name";
@@ -20,13 +21,13 @@ pub const NAMESPACE_NAME_LABEL: &str = "kubernetes.io/metadata.name";
 /// Namespace and name of a namespaced object; prints as `namespace/name`.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 pub struct Key {
-    pub namespace: String,
-    pub name: String,
+    pub namespace: Text,
+    pub name: Text,
 }
 
 impl Key {
-    pub fn new(namespace: impl Into<String>, name: impl Into<String>) -> Self {
-        Self { namespace: namespace.into(), name: name.into() }
+    pub fn new(namespace: impl AsRef<str>, name: impl AsRef<str>) -> Self {
+        Self { namespace: namespace.as_ref().into(), name: name.as_ref().into() }
     }
 }
 
@@ -71,7 +72,7 @@ pub struct ObjectRef {
 
 impl fmt::Display for ObjectRef {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self.key.namespace.as_str() {
+        match self.key.namespace.as_ref() {
             "" => write!(f, "{} {}", self.kind, self.key.name),
             _ => write!(f, "{} {}", self.kind, self.key),
         }
@@ -105,22 +106,22 @@ pub struct Pod {
     pub key: Key,
     pub labels: Labels,
     /// `spec.nodeName`; `None`: not scheduled.
-    pub node: Option<String>,
+    pub node: Option<Text>,
     pub host_network: bool,
     /// `status.phase` is Succeeded or Failed: neither subject nor peer (semantics 32).
     pub finished: bool,
     /// `status.podIPs`, or `podIP`.
-    pub ips: BTreeSet<IpAddr>,
+    pub ips: Set<IpAddr>,
     /// Of all containers and restartable init containers.
-    pub ports: BTreeSet<ContainerPort>,
+    pub ports: Set<ContainerPort>,
     /// The controller that owns the pod (a `ReplicaSet` of a Deployment is told as the Deployment).
     pub workload: Option<Workload>,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 pub struct Workload {
-    pub kind: String,
-    pub name: String,
+    pub kind: Text,
+    pub name: Text,
 }
 
 /// A named container port; unnamed ones cannot be referred to and are not kept.
@@ -251,7 +252,7 @@ pub struct IpBlock {
     /// Masked.
     pub cidr: IpNetwork,
     /// Masked, inside `cidr`.
-    pub except: BTreeSet<IpNetwork>,
+    pub except: Set<IpNetwork>,
 }
 
 impl IpBlock {
@@ -278,21 +279,21 @@ pub enum Ports {
 /// A label selector; all requirements hold together. Empty: everything.
 #[derive(Clone, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 pub struct Selector {
-    pub requirements: BTreeSet<Requirement>,
+    pub requirements: Set<Requirement>,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 pub struct Requirement {
-    pub key: String,
+    pub key: Text,
     pub operator: Operator,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 pub enum Operator {
     /// The key exists and its value is one of these (`matchLabels` is a set of one).
-    In(BTreeSet<String>),
+    In(Set<Text>),
     /// The key is absent or its value is none of these (semantics 1).
-    NotIn(BTreeSet<String>),
+    NotIn(Set<Text>),
     Exists,
     DoesNotExist,
 }
@@ -311,6 +312,6 @@ impl Selector {
     }
 
     pub fn keys(&self) -> impl Iterator<Item = &str> {
-        self.requirements.iter().map(|r| r.key.as_str())
+        self.requirements.iter().map(|r| r.key.as_ref())
     }
 }

@@ -113,7 +113,7 @@ fn length(bytes: &[u8]) -> u64 {
 
 #[cfg(test)]
 mod tests {
-    use std::{collections::BTreeMap, sync::Arc};
+    use std::sync::Arc;
 
     use super::*;
     use crate::policy::model::{Grant, Identity, PodIdentity, Scope};
@@ -122,7 +122,7 @@ mod tests {
         Arc::new(Identity::Pod(PodIdentity {
             namespace: namespace.into(),
             labels: [("app".into(), "web".into())].into(),
-            namespace_labels: BTreeMap::new(),
+            namespace_labels: [].into(),
             ports: [].into(),
             tenant: None,
             door: None,

@@ -403,7 +403,7 @@ mod tests {
         Arc::new(Identity::Pod(PodIdentity {
             namespace: namespace.into(),
             labels: [("app".into(), "web".into())].into(),
-            namespace_labels: BTreeMap::new(),
+            namespace_labels: [].into(),
             ports: [].into(),
             tenant: None,
             door: None,

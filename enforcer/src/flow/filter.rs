@@ -47,10 +47,10 @@ impl Filter {
             return true;
         }
         let Who::Pod { key, .. } = &party.who else { return false };
-        self.namespace.as_ref().is_none_or(|namespace| key.namespace == *namespace)
+        self.namespace.as_ref().is_none_or(|namespace| *key.namespace == **namespace)
             && self.pod.as_ref().is_none_or(|pod| match pod.split_once('/') {
-                Some((namespace, name)) => key.namespace == namespace && key.name == name,
-                None => key.name == *pod,
+                Some((namespace, name)) => *key.namespace == *namespace && *key.name == *name,
+                None => *key.name == **pod,
             })
     }
 }

@@ -195,12 +195,12 @@ fn endpoint(party: &Party) -> Endpoint {
         Who::Pod { key, labels, workload, endpoint } => Endpoint {
             id: *endpoint,
             identity: party.identity,
-            namespace: key.namespace.clone(),
+            namespace: key.namespace.to_string(),
             labels: pod_labels(labels, &key.namespace),
-            pod_name: key.name.clone(),
+            pod_name: key.name.to_string(),
             workloads: workload
                 .iter()
-                .map(|w| Workload { name: w.name.clone(), kind: w.kind.clone() })
+                .map(|w| Workload { name: w.name.to_string(), kind: w.kind.to_string() })
                 .collect(),
         },
         Who::Host => reserved("host"),
@@ -225,8 +225,8 @@ fn k8s(labels: &Labels) -> Vec<String> {
 
 fn policy((key, info): &(Key, std::sync::Arc<PolicyInfo>)) -> Policy {
     Policy {
-        name: key.name.clone(),
-        namespace: key.namespace.clone(),
+        name: key.name.to_string(),
+        namespace: key.namespace.to_string(),
         labels: k8s(&info.labels),
         kind: "NetworkPolicy".into(),
     }

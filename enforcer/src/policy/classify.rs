@@ -17,6 +17,7 @@ use super::{
 };
 use crate::cluster::{
     Index, Owner,
+    compact::Set,
     object::{ContainerPort, Labels, Pod},
 };
 
@@ -175,9 +176,9 @@ impl<'a> Classifier<'a> {
 }
 
 fn project(labels: &Labels, keys: &BTreeSet<String>) -> Labels {
-    labels.iter().filter(|(key, _)| keys.contains(*key)).map(|(k, v)| (k.clone(), v.clone())).collect()
+    labels.iter().filter(|(key, _)| keys.contains(&***key)).map(|(k, v)| (k.clone(), v.clone())).collect()
 }
 
-fn named(ports: &BTreeSet<ContainerPort>, names: &BTreeSet<String>) -> BTreeSet<ContainerPort> {
+fn named(ports: &Set<ContainerPort>, names: &BTreeSet<String>) -> BTreeSet<ContainerPort> {
     ports.iter().filter(|port| names.contains(&port.name)).cloned().collect()
 }

@@ -13,6 +13,7 @@ use super::{
 };
 use crate::cluster::{
     Index,
+    compact::Set,
     object::{ContainerPort, Key, NetworkPolicy, Pod, Port, Ports, Rule},
 };
 
@@ -109,7 +110,7 @@ impl Parts {
 }
 
 /// Those of the subject's ports that some ingress rule names: the others must not split rule sets.
-fn referred_ports(ports: &BTreeSet<ContainerPort>, ingress: &DirectionRules) -> BTreeSet<ContainerPort> {
+fn referred_ports(ports: &Set<ContainerPort>, ingress: &DirectionRules) -> BTreeSet<ContainerPort> {
     let mentioned: Vec<&Port> =
         ingress.policies.iter().flat_map(|policy| &policy.rules).flat_map(|rule| &rule.ports).collect();
     let is_mentioned = |port: &&ContainerPort| {

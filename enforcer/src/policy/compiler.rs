@@ -178,7 +178,7 @@ impl Compiler {
         }
         self.rule_sets.forget(key);
         let selects = |pod: &Pod| [&old, &new].into_iter().flatten().any(|p| p.subjects.matches(&pod.labels));
-        let here = self.compiled.endpoints.range(Key::new(key.namespace.as_str(), "")..);
+        let here = self.compiled.endpoints.range(Key::new(&key.namespace, "")..);
         let here = here.map(|(pod, _)| pod).take_while(|pod| pod.namespace == key.namespace);
         work.endpoints.extend(here.filter(|pod| index.pod(pod).is_some_and(selects)).cloned());
     }

@@ -151,7 +151,7 @@ impl<'a> Reach<'a> {
         let Self::Selected { own_namespace, namespaces, pods } = self else { return false };
         let in_namespace = match namespaces {
             Some(selector) => selector.matches(&identity.namespace_labels),
-            None => identity.namespace == *own_namespace,
+            None => *identity.namespace == **own_namespace,
         };
         in_namespace && pods.matches(&identity.labels)
     }

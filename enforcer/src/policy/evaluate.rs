@@ -152,7 +152,7 @@ impl Simulator {
                 Owner::ThisNode | Owner::OtherNode(_) | Owner::Contested => return None,
             },
         };
-        Some(Endpoint { node: pod.node.clone(), pod: pod.key.clone() })
+        Some(Endpoint { node: pod.node.as_deref().map(str::to_owned), pod: pod.key.clone() })
     }
 
     /// Judges one end by its own node's rules, seeing of the other end only the address.

@@ -16,6 +16,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::cluster::{
     Frontend,
+    compact::Text,
     object::{ContainerPort, IpBlock, Key, Labels, Protocol, Rule},
 };
 
@@ -94,7 +95,7 @@ pub struct BackendClass {
 /// Labels and ports are projected onto what the selectors and named ports of [`Scope`] mention.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 pub struct PodIdentity {
-    pub namespace: String,
+    pub namespace: Text,
     pub labels: Labels,
     pub namespace_labels: Labels,
     pub ports: BTreeSet<ContainerPort>,

@@ -13,13 +13,13 @@ pub type Door = Option<BTreeSet<String>>;
 
 /// The label's value, an empty one included; `None`: shared, or tenants are switched off.
 pub fn tenant(namespace: &Namespace, settings: &Settings) -> Option<String> {
-    namespace.labels.get(settings.tenant_label.as_ref()?).cloned()
+    namespace.labels.get(settings.tenant_label.as_ref()?).map(ToString::to_string)
 }
 
 /// Whom the namespace lets in over its tenant boundary. A shared namespace has no boundary and no door.
 pub fn door(namespace: &Namespace, settings: &Settings) -> Door {
     let names = match tenant(namespace, settings) {
-        Some(_) => namespace.annotations.get(DOOR_ANNOTATION).map_or("", String::as_str),
+        Some(_) => namespace.annotations.get(DOOR_ANNOTATION).map_or("", AsRef::as_ref),
         None => "",
     };
     let names: BTreeSet<String> =

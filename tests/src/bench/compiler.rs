@@ -2,7 +2,7 @@
 //! takes. No kernel and no privilege: writes go to a kernel that only counts them.
 
 use std::{
-    collections::{BTreeMap, BTreeSet},
+    collections::BTreeMap,
     fs,
     net::{IpAddr, Ipv4Addr},
     time::{Duration, Instant},
@@ -12,6 +12,7 @@ use anyhow::{Context, Result};
 use bulkhead::{
     cluster::{
         Index,
+        compact::Set,
         object::{
             IpBlock, Key, Labels, NAMESPACE_NAME_LABEL, Namespace, NetworkPolicy, Node, Object, Operator,
             Peer, Pod, Port, Ports, Protocol, Requirement, Rule, Selector, Workload,
@@ -107,7 +108,7 @@ const CHANGES: [(&str, Change); 7] = [
     }),
     ("a pod elsewhere gets a label that nobody has", |bench, round| {
         let mut pod = bench.pod(bench.options.local + 1000 + round);
-        pod.labels.insert("app".to_owned(), format!("new-{round}"));
+        pod.labels.insert("app", format!("new-{round}"));
         bench.index.apply(Object::Pod(pod));
     }),
     ("a namespace gets another label", |bench, round| {
@@ -209,12 +210,12 @@ impl Bench {
         Pod {
             key: Key::new(format!("ns-{space}"), format!("app-{app}-{:08x}-{number:05x}", space * 31 + app)),
             labels: labels.into_iter().chain(rare).map(|(k, v)| (k.to_owned(), v)).collect(),
-            node: Some(format!("node-{node}")),
+            node: Some(format!("node-{node}").into()),
             host_network: false,
             finished: false,
             ips: [IpAddr::from(Ipv4Addr::from(0x0a00_0000 + ((number / 200) << 8) + host))].into(),
-            ports: BTreeSet::new(),
-            workload: Some(Workload { kind: "Deployment".to_owned(), name: format!("app-{app}") }),
+            ports: Set::new(),
+            workload: Some(Workload { kind: "Deployment".into(), name: format!("app-{app}").into() }),
         }
     }
 
@@ -228,7 +229,7 @@ impl Bench {
         };
         let office = Peer::Block(IpBlock {
             cidr: format!("172.{}.{}.0/24", 16 + number % 16, number / 16 % 256).parse().expect("a prefix"),
-            except: BTreeSet::new(),
+            except: Set::new(),
         });
         let mut peers = vec![near, team];
         if number % 5 == 0 {
@@ -266,7 +267,7 @@ fn namespace(number: u32, team: &str) -> Namespace {
 
 fn label(key: &str, value: &str) -> Selector {
     let operator = Operator::In([value.to_owned()].into());
-    Selector { requirements: [Requirement { key: key.to_owned(), operator }].into() }
+    Selector { requirements: [Requirement { key: key.into(), operator }].into() }
 }
 
 fn tcp(port: u16) -> Port {

@@ -17,8 +17,9 @@ use super::{DatapathError, Image, Local, Op, Rule, ServiceAddress, Sizes, Tables
 use crate::{
     cluster::{
         Index,
+        compact::Set,
         object::{
-            IpBlock, Key, Namespace, NetworkPolicy, Node, Object, Operator, Peer as PolicyPeer, Pod, Port,
+            IpBlock, Key, Labels, Namespace, NetworkPolicy, Node, Object, Operator, Peer as PolicyPeer, Pod, Port,
             Ports, Protocol, Requirement, Rule as PolicyRule, Selector,
         },
     },
@@ -103,7 +104,7 @@ fn cluster(policies: &[NetworkPolicy]) -> Index {
     let mut index = Index::new(Some("one".to_owned()));
     for name in ["shop", "other"] {
         let labels = [("kubernetes.io/metadata.name".to_owned(), name.to_owned())].into();
-        index.apply(Object::Namespace(Namespace { name: name.into(), labels, annotations: BTreeMap::new() }));
+        index.apply(Object::Namespace(Namespace { name: name.into(), labels, annotations: Labels::new() }));
     }
     for (name, net) in [("one", "10.244.1.0/24"), ("two", "10.244.2.0/24")] {
         let pod_cidrs = [net.parse().expect("prefix")].into();
@@ -124,7 +125,7 @@ fn cluster(policies: &[NetworkPolicy]) -> Index {
             host_network: false,
             finished: false,
             ips: [address.parse().expect("address")].into(),
-            ports: BTreeSet::new(),
+            ports: Set::new(),
             workload: None,
         }));
     }
@@ -202,7 +203,7 @@ fn peer() -> impl Strategy<Value = PolicyPeer> {
         selector().prop_map(|pods| PolicyPeer::Pods { namespaces: Some(Selector::default()), pods }),
         prop::sample::select(vec!["10.244.0.0/16", "10.244.2.0/28", "0.0.0.0/0", "192.0.2.0/24"]).prop_map(
             |cidr| {
-                PolicyPeer::Block(IpBlock { cidr: cidr.parse().expect("prefix"), except: BTreeSet::new() })
+                PolicyPeer::Block(IpBlock { cidr: cidr.parse().expect("prefix"), except: Set::new() })
             }
         ),
     ]
@@ -227,7 +228,7 @@ fn policies() -> impl Strategy<Value = Vec<NetworkPolicy>> {
     prop::collection::vec(policy, 0..4).prop_map(|parts| {
         let policies = parts.into_iter().enumerate().map(|(i, (subjects, ingress, egress))| NetworkPolicy {
             key: Key::new("shop", format!("p{i}")),
-            labels: BTreeMap::new(),
+            labels: Labels::new(),
             subjects,
             ingress,
             egress,
@@ -307,7 +308,7 @@ fn a_restart_into_the_same_cluster_writes_nothing() {
     let numbers = directory.path().join("numbers.json");
     let policy = NetworkPolicy {
         key: Key::new("shop", "db"),
-        labels: BTreeMap::new(),
+        labels: Labels::new(),
         subjects: Selector::default(),
         ingress: Some(vec![PolicyRule {
             index: 0,

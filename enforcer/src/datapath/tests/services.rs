@@ -19,7 +19,7 @@ pub fn stand_behind(index: &mut Index, number: u8, backends: &[&str]) {
         ports: [port].into(),
     }));
     index.apply(Object::EndpointSlice(EndpointSlice {
-        service: key.name.clone(),
+        service: key.name.to_string(),
         key,
         addresses: backends.iter().map(|a| a.parse().expect("address")).collect(),
         ports: [SlicePort { name: String::new(), protocol: Protocol::Tcp, port: 5432 }].into(),
@@ -34,7 +34,7 @@ fn web_to_cart() -> NetworkPolicy {
     };
     NetworkPolicy {
         key: Key::new("shop", "web"),
-        labels: BTreeMap::new(),
+        labels: Labels::new(),
         subjects: Selector::default(),
         ingress: None,
         egress: Some(vec![PolicyRule {

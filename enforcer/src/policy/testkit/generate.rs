@@ -193,10 +193,10 @@ impl Random {
         Pod {
             key: Key::new(self.pick(&NAMESPACES), format!("p{number}")),
             labels: self.labels(&["app", "tier", "noise"]),
-            node: node.map(|i| format!("n{i}")),
+            node: node.map(|i| format!("n{i}").into()),
             host_network,
             finished: self.chance(12),
-            ips: parsed(&ips),
+            ips: parsed(&ips).into(),
             ports: self.some(3, port).into_iter().collect(),
             workload: None,
         }
@@ -227,7 +227,7 @@ impl Random {
         let mut made =
             vec![Object::Service(Service { key: key.clone(), addresses: parsed(&addresses), ports })];
         for slice in 0..self.below(4) {
-            let namespace = if self.chance(95) { key.namespace.as_str() } else { self.pick(&NAMESPACES) };
+            let namespace = if self.chance(95) { key.namespace.as_ref() } else { self.pick(&NAMESPACES) };
             let ipv4 = self.chance(75);
             let backends = (0..=self.below(3)).flat_map(|_| self.backend(objects));
             let addresses = backends.filter(|a| a.is_ipv4() == ipv4).collect();
@@ -236,7 +236,7 @@ impl Random {
                 |r: &mut Self| SlicePort { name: name(r), protocol: protocol(r), port: r.pick(&PORTS) };
             made.push(Object::EndpointSlice(EndpointSlice {
                 key: Key::new(namespace, format!("s{number}-{slice}")),
-                service: key.name.clone(),
+                service: key.name.to_string(),
                 addresses,
                 ports: (0..=self.below(2)).map(|_| port(self)).collect(),
                 defective: false,
@@ -249,7 +249,7 @@ impl Random {
     fn backend(&mut self, objects: &[Object]) -> BTreeSet<IpAddr> {
         match self.pick_of(objects) {
             _ if self.chance(15) => parsed(&[self.pick(&ADDRESSES).to_owned()]),
-            Object::Pod(pod) => pod.ips.clone(),
+            Object::Pod(pod) => pod.ips.iter().copied().collect(),
             Object::Node(node) => node.addresses.clone(),
             _ => BTreeSet::new(),
         }
@@ -319,7 +319,7 @@ impl Random {
             return Selector::default();
         }
         let requirement = |r: &mut Self| {
-            let key = r.pick(keys).to_owned();
+            let key = r.pick(keys).into();
             let values = |r: &mut Self| {
                 let name = |r: &mut Self| {
                     if r.chance(25) { r.pick(&NAMESPACES) } else { r.pick(&VALUES) }.to_owned()

@@ -114,9 +114,9 @@ impl<'a> Cluster<'a> {
     /// On which node a connection from here meets kube-proxy.
     fn translator(&self, src: &EndpointRef, source: Option<&'a Pod>) -> Option<Option<String>> {
         match (source, src) {
-            (Some(pod), _) => Some(pod.node.clone()),
+            (Some(pod), _) => Some(node_of(pod)),
             (None, EndpointRef::Node(name)) => Some(Some(name.clone())),
-            (None, EndpointRef::Pod(key)) => self.living().find(|p| p.key == *key).map(|p| p.node.clone()),
+            (None, EndpointRef::Pod(key)) => self.living().find(|p| p.key == *key).map(node_of),
             (None, EndpointRef::Ip(_)) => None,
         }
     }
@@ -137,7 +137,7 @@ impl<'a> Cluster<'a> {
                 }
                 found = true;
                 for slice in self.slices() {
-                    let is_of = slice.service == service.key.name;
+                    let is_of = *slice.service == *service.key.name;
                     for target in &slice.ports {
                         let joined = target.name == port.name && target.protocol == port.protocol;
                         if !is_of || slice.key.namespace != service.key.namespace || !joined {
@@ -210,7 +210,7 @@ impl<'a> Cluster<'a> {
         match end {
             EndpointRef::Ip(address) => Some(BTreeSet::from([*address])),
             EndpointRef::Node(name) => self.nodes().find(|n| n.name == *name).map(|n| n.addresses.clone()),
-            EndpointRef::Pod(key) => self.living().find(|pod| pod.key == *key).map(|pod| pod.ips.clone()),
+            EndpointRef::Pod(key) => self.living().find(|pod| pod.key == *key).map(|pod| pod.ips.iter().copied().collect()),
         }
     }
 
@@ -290,9 +290,9 @@ impl<'a> Cluster<'a> {
         };
         let Some(other_tenant) = other.labels.get(label) else { return true };
         let (source_tenant, destination) = if ingress { (other_tenant, &own) } else { (own_tenant, &other) };
-        let door = destination.annotations.get("bulkhead.io/allow-tenants").map_or("", String::as_str);
+        let door = destination.annotations.get("bulkhead.io/allow-tenants").map_or("", AsRef::as_ref);
         let mut let_in = door.split(',').map(str::trim);
-        own_tenant == other_tenant || let_in.any(|t| t == "*" || (!t.is_empty() && t == source_tenant))
+        own_tenant == other_tenant || let_in.any(|t| t == "*" || (!t.is_empty() && *t == **source_tenant))
     }
 
     fn rule_allows(
@@ -342,6 +342,10 @@ fn is_port(port: &Port, destination: Option<&Pod>, wanted: Wanted) -> bool {
             pod.ports.iter().any(|c| c.name == *name && c.protocol == port.protocol && c.port == wanted.port)
         }),
     }
+}
+
+fn node_of(pod: &Pod) -> Option<String> {
+    pod.node.as_deref().map(str::to_owned)
 }
 
 fn matches(selector: &Selector, labels: &Labels) -> bool {

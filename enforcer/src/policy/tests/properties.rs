@@ -180,7 +180,7 @@ fn shared<T: PartialEq>(values: &[&std::sync::Arc<T>]) -> bool {
 
 fn selector(key: &str) -> Selector {
     use crate::cluster::object::{Operator, Requirement};
-    Selector { requirements: [Requirement { key: key.to_owned(), operator: Operator::Exists }].into() }
+    Selector { requirements: [Requirement { key: key.into(), operator: Operator::Exists }].into() }
 }
 
 #[test]

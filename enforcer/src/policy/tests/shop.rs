@@ -75,7 +75,7 @@ fn node(name: &str, number: u8) -> Object {
 
 pub fn namespace(name: &str, labels: &[(&str, &str)], door: Option<&str>) -> Object {
     let mut labels = pairs(labels);
-    labels.insert(NAMESPACE_NAME_LABEL.into(), name.into());
+    labels.insert(NAMESPACE_NAME_LABEL, name);
     let annotations =
         door.map(|d| ("bulkhead.io/allow-tenants".to_owned(), d.to_owned())).into_iter().collect();
     Object::Namespace(Namespace { name: name.into(), labels, annotations })
@@ -99,7 +99,7 @@ pub fn pod(
         node: Some(node.into()),
         host_network: false,
         finished: false,
-        ips: parsed(ips),
+        ips: parsed(ips).into(),
         ports: ports.iter().map(port).collect(),
         workload: None,
     }
@@ -134,7 +134,7 @@ pub fn all() -> Selector {
 
 /// `key=value`, `key`, `!key` or `key!=value`.
 pub fn labels(requirements: &[&str]) -> Selector {
-    let values = |value: &str| BTreeSet::from([value.to_owned()]);
+    let values = |value: &str| [value.to_owned()].into();
     let requirement = |text: &&str| {
         let (key, operator) = match (text.split_once("!="), text.split_once('='), text.strip_prefix('!')) {
             (Some((key, value)), ..) => (key, Operator::NotIn(values(value))),
@@ -156,7 +156,7 @@ pub fn pods_of(namespaces: &[&str], requirements: &[&str]) -> Peer {
 }
 
 pub fn block(cidr: &str, except: &[&str]) -> Peer {
-    Peer::Block(IpBlock { cidr: cidr.parse().expect("a prefix"), except: parsed(except) })
+    Peer::Block(IpBlock { cidr: cidr.parse().expect("a prefix"), except: parsed(except).into() })
 }
 
 pub fn tcp(first: u16, last: u16) -> Port {
@@ -177,7 +177,7 @@ fn key(name: &str) -> Key {
 }
 
 fn pairs(labels: &[(&str, &str)]) -> Labels {
-    labels.iter().map(|(k, v)| ((*k).into(), (*v).into())).collect()
+    labels.iter().map(|(k, v)| ((*k).to_owned(), (*v).to_owned())).collect()
 }
 
 pub fn parsed<T: std::str::FromStr<Err: std::fmt::Debug> + Ord>(texts: &[&str]) -> BTreeSet<T> {

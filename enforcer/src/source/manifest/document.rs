@@ -134,20 +134,20 @@ impl Reader<'_, '_> {
             Ok(name.to_owned())
         });
         let key = match (namespace, name) {
-            (Ok(namespace), Ok(name)) => Key { namespace, name },
+            (Ok(namespace), Ok(name)) => Key::new(namespace, name),
             (Err(fault), _) | (_, Err(fault)) => return self.lose(None, &fault),
         };
         let reference = ObjectRef { kind, key: key.clone() };
         let mut effect = PARTLY_READ;
         let object = match kind {
-            Kind::Namespace => inventory::namespace(metadata, key.name, &mut faults).map(Object::Namespace),
+            Kind::Namespace => inventory::namespace(metadata, key.name.to_string(), &mut faults).map(Object::Namespace),
             Kind::Pod => inventory::pod(root, metadata, key, &mut faults).map(Object::Pod),
             Kind::Service => service::service(root, key, &mut faults).map(Object::Service),
             Kind::EndpointSlice => {
                 effect = SERVICE_CLOSED;
                 service::slice(root, metadata, key, &mut faults).map(Object::EndpointSlice)
             }
-            _ => Some(Object::Node(inventory::node(root, metadata, key.name, &mut faults))),
+            _ => Some(Object::Node(inventory::node(root, metadata, key.name.to_string(), &mut faults))),
         };
         match object {
             Some(object) => {
@@ -162,10 +162,8 @@ impl Reader<'_, '_> {
 
     /// A policy is never left out: what it isolates stays isolated, under whatever name it has.
     fn policy(&mut self, root: &Fields, metadata: &Fields, mut faults: Vec<Fault>) {
-        let key = Key {
-            namespace: policy_namespace(metadata, &mut faults),
-            name: self.policy_name(metadata, &mut faults),
-        };
+        let namespace = policy_namespace(metadata, &mut faults);
+        let key = Key::new(namespace, self.policy_name(metadata, &mut faults));
         let labels = or_note(metadata.labels("labels"), &mut faults).map(|(labels, faulty)| {
             faults.extend(faulty.into_iter().map(|(_, fault)| fault));
             labels

@@ -11,6 +11,7 @@ use super::{
     fields::{At, Fault, Fields, or_note},
     policy, syntax,
 };
+use crate::cluster::compact::Text;
 use crate::cluster::object::{
     ContainerPort, Key, Labels, NAMESPACE_NAME_LABEL, Namespace, Node, Pod, Workload,
 };
@@ -77,6 +78,7 @@ pub(super) fn pod(root: &Fields, meta: &Fields, key: Key, faults: &mut Vec<Fault
         }
     };
     let workload = workload(meta, &labels, faults);
+    let (node, ips, ports) = (node.map(Text::from), ips.into(), ports.into());
     Some(Pod { key, labels, node, host_network, finished, ips, ports, workload })
 }
 
@@ -133,10 +135,10 @@ fn workload(meta: &Fields, labels: &Labels, faults: &mut Vec<Fault>) -> Option<W
     let deployment = labels
         .get("pod-template-hash")
         .filter(|_| kind == "ReplicaSet")
-        .and_then(|hash| name.strip_suffix(hash.as_str())?.strip_suffix('-'));
+        .and_then(|hash| name.strip_suffix(hash.as_ref())?.strip_suffix('-'));
     Some(match deployment {
-        Some(deployment) => Workload { kind: "Deployment".into(), name: deployment.to_owned() },
-        None => Workload { kind, name },
+        Some(deployment) => Workload { kind: "Deployment".into(), name: deployment.into() },
+        None => Workload { kind: kind.into(), name: name.into() },
     })
 }
 
@@ -144,10 +146,10 @@ pub(super) fn node(root: &Fields, meta: &Fields, name: String, faults: &mut Vec<
     let mut node = Node { name, ..Node::default() };
     for (key, text) in annotations(meta, faults) {
         if matches!(
-            key.as_str(),
+            key.as_ref(),
             "flannel.alpha.coreos.com/public-ip" | "flannel.alpha.coreos.com/public-ipv6"
         ) {
-            let value = Value::String(text);
+            let value = Value::String(text.to_string());
             let at = At { value: &value, path: meta.path.key("annotations").key(&key) };
             node.addresses.extend(or_note(address(&at), faults).flatten());
         }

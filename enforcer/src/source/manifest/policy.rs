@@ -1,6 +1,6 @@
 //! `NetworkPolicy`: every part is read by itself, and what cannot be read admits nothing (semantics 41).
 
-use std::{collections::BTreeSet, net::IpAddr};
+use std::net::IpAddr;
 
 use ipnetwork::IpNetwork;
 use serde::Deserialize;
@@ -166,7 +166,7 @@ fn ip_block(at: &At) -> Result<IpBlock, Fault> {
             .then_some(except)
             .ok_or_else(|| Fault::new(&path, format!("{text} is not strictly inside {}", raw.cidr)))
     });
-    Ok(IpBlock { cidr: outer, except: except.collect::<Result<BTreeSet<_>, _>>()? })
+    Ok(IpBlock { cidr: outer, except: except.collect::<Result<_, _>>()? })
 }
 
 /// An address prefix, masked. Bare addresses and netmasks are not accepted, as by the API server.
@@ -252,7 +252,7 @@ fn selector(at: &At) -> Result<Selector, Fault> {
     }
     let equal = labels
         .into_iter()
-        .map(|(key, value)| Ok(Requirement { key, operator: Operator::In(BTreeSet::from([value])) }));
+        .map(|(key, value)| Ok(Requirement { key, operator: Operator::In([value].into()) }));
     let expressions = fields.list("matchExpressions")?;
     let requirements = equal.chain(expressions.iter().map(requirement)).collect::<Result<_, _>>()?;
     Ok(Selector { requirements })
@@ -279,5 +279,5 @@ fn requirement(at: &At) -> Result<Requirement, Fault> {
             return Err(Fault::new(&at.path.key("operator"), message));
         }
     };
-    Ok(Requirement { key: raw.key, operator })
+    Ok(Requirement { key: raw.key.into(), operator })
 }

@@ -222,7 +222,7 @@ fn of_two_descriptions_the_first_holds_and_a_policy_isolates_twice() {
     let (mut pods, mut policies) = (Vec::new(), Vec::new());
     for object in objects(&loaded) {
         match object {
-            Object::Pod(pod) => pods.push(pod.node.unwrap()),
+            Object::Pod(pod) => pods.push(pod.node.unwrap().to_string()),
             Object::NetworkPolicy(NetworkPolicy { key, ingress, .. }) => {
                 policies.push((key, ingress.unwrap().len()));
             }

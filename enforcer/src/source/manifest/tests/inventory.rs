@@ -1,6 +1,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use super::{objects, problems, yaml};
+use crate::cluster::compact::Set;
 use crate::cluster::object::{
     ContainerPort, Key, Labels, NAMESPACE_NAME_LABEL, Namespace, Node, Object, Pod, Protocol, Workload,
 };
@@ -16,8 +17,8 @@ fn nobody(namespace: &str, name: &str) -> Pod {
         node: None,
         host_network: false,
         finished: false,
-        ips: BTreeSet::new(),
-        ports: BTreeSet::new(),
+        ips: Set::new(),
+        ports: Set::new(),
         workload: None,
     }
 }
@@ -55,8 +56,8 @@ status:
     let want = Pod {
         labels: labels(&[("app", "web"), ("pod-template-hash", "5d4f"), ("empty", "")]),
         node: Some("n1".into()),
-        ips: BTreeSet::from(["10.0.1.5".parse().unwrap(), "fd00::5".parse().unwrap()]),
-        ports: BTreeSet::from([
+        ips: Set::from(["10.0.1.5".parse().unwrap(), "fd00::5".parse().unwrap()]),
+        ports: Set::from([
             port("metrics", Protocol::Tcp, 9090),
             port("http", Protocol::Tcp, 8080),
             port("dns", Protocol::Udp, 53),
@@ -83,7 +84,7 @@ fn pods_differ_only_by_what_can_change_an_outcome() {
         ("status: {phase: Pending, podIP: ''}".into(), nobody("default", "p")),
         (
             "status: {podIP: 10.0.0.9, podIPs: []}".into(),
-            Pod { ips: BTreeSet::from(["10.0.0.9".parse().unwrap()]), ..nobody("default", "p") },
+            Pod { ips: Set::from(["10.0.0.9".parse().unwrap()]), ..nobody("default", "p") },
         ),
         (
             "spec: {containers: [{image: x, env: [{name: a}]}], tolerations: []}".into(),
@@ -107,7 +108,7 @@ fn owners_are_told_as_the_workload_a_person_wrote() {
             "apiVersion: v1\nkind: Pod\nmetadata: {{name: p, labels: {{pod-template-hash: {hash}}}, ownerReferences: [{owner}]}}\n"
         ));
         let [Object::Pod(pod)] = &objects(&loaded)[..] else { panic!("{owner}") };
-        let got = pod.workload.as_ref().map(|w| (w.kind.as_str(), w.name.as_str()));
+        let got = pod.workload.as_ref().map(|w| (w.kind.as_ref(), w.name.as_ref()));
         assert_eq!(got, want, "{owner} {hash}");
     }
 }
@@ -156,7 +157,7 @@ fn a_pod_that_might_escape_its_policies_is_left_out() {
 
 #[test]
 fn an_unreadable_part_of_a_pod_that_opens_nothing_leaves_the_rest() {
-    let one = Pod { ips: BTreeSet::from(["10.0.0.1".parse().unwrap()]), ..nobody("default", "p") };
+    let one = Pod { ips: Set::from(["10.0.0.1".parse().unwrap()]), ..nobody("default", "p") };
     for (rest, want, problem) in [
         (
             "status: {podIPs: [{ip: 10.0.0.1}, {ip: 10.0.0}]}",
@@ -207,7 +208,7 @@ fn an_unreadable_tenant_is_a_tenant_of_its_own() {
         ));
         let [Object::Namespace(namespace)] = &objects(&loaded)[..] else { panic!("{name}") };
         assert_eq!(loaded.problems.len(), 1);
-        namespace.labels["bulkhead.io/tenant"].clone()
+        namespace.labels.get("bulkhead.io/tenant").expect("a tenant").to_string()
     };
     assert_eq!(tenant("a"), "<unreadable, a>");
     assert_ne!(tenant("a"), tenant("b"));

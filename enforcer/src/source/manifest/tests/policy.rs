@@ -1,6 +1,7 @@
-use std::{collections::BTreeSet, fmt::Write};
+use std::fmt::Write;
 
 use super::{objects, problems, yaml};
+use crate::cluster::compact::Set;
 use crate::cluster::object::{
     IpBlock, Key, Labels, NetworkPolicy, Object, Operator, Peer, Port, Ports, Protocol, Requirement, Rule,
     Selector,
@@ -28,8 +29,8 @@ fn all() -> Selector {
 }
 
 fn equals(key: &str, value: &str) -> Selector {
-    let operator = Operator::In(BTreeSet::from([value.to_owned()]));
-    Selector { requirements: BTreeSet::from([Requirement { key: key.to_owned(), operator }]) }
+    let operator = Operator::In([value.to_owned()].into());
+    Selector { requirements: [Requirement { key: key.into(), operator }].into() }
 }
 
 fn pods(key: &str, value: &str) -> Peer {
@@ -132,9 +133,9 @@ fn selectors_keep_every_requirement() {
     let spec = "{podSelector: {matchLabels: {a: b}, matchExpressions: [{key: c, operator: In, values: [d, '']}, \
                 {key: e, operator: NotIn, values: [f]}, {key: g, operator: Exists}, \
                 {key: x.io/h, operator: DoesNotExist, values: []}]}}";
-    let requirement = |key: &str, operator| Requirement { key: key.to_owned(), operator };
-    let values = |values: &[&str]| values.iter().map(|v| (*v).to_owned()).collect::<BTreeSet<_>>();
-    let requirements = BTreeSet::from([
+    let requirement = |key: &str, operator| Requirement { key: key.into(), operator };
+    let values = |values: &[&str]| values.iter().map(|v| (*v).to_owned()).collect();
+    let requirements = Set::from([
         requirement("a", Operator::In(values(&["b"]))),
         requirement("c", Operator::In(values(&["d", ""]))),
         requirement("e", Operator::NotIn(values(&["f"]))),

@@ -19,7 +19,9 @@ pub type Text = Arc<str>;
 #[serde(transparent, bound(deserialize = "T: Ord + Deserialize<'de>"))]
 pub struct Set<T>(#[serde(deserialize_with = "sorted")] Box<[T]>);
 
-fn sorted<'de, T: Ord + Deserialize<'de>, D: serde::Deserializer<'de>>(from: D) -> Result<Box<[T]>, D::Error> {
+fn sorted<'de, T: Ord + Deserialize<'de>, D: serde::Deserializer<'de>>(
+    from: D,
+) -> Result<Box<[T]>, D::Error> {
     Ok(Vec::deserialize(from)?.into_iter().collect::<Set<T>>().0)
 }
 
@@ -288,7 +290,8 @@ mod tests {
 
     #[test]
     fn labels_are_a_map() {
-        let mut labels: Labels = [("b", "2"), ("a", "1"), ("b", "3")].map(|(k, v)| (k.to_owned(), v.to_owned())).into();
+        let mut labels: Labels =
+            [("b", "2"), ("a", "1"), ("b", "3")].map(|(k, v)| (k.to_owned(), v.to_owned())).into();
         assert_eq!(labels.get("b").map(AsRef::as_ref), Some("3"), "the last value counts");
         labels.insert("a", "0");
         assert_eq!((labels.len(), labels.get("c")), (2, None));

@@ -15,7 +15,8 @@ use ipnetwork::IpNetwork;
 use super::{
     compact::{Set, Shared, Text},
     object::{
-        EndpointSlice, Key, Kind, Labels, NAMESPACE_NAME_LABEL, Namespace, NetworkPolicy, Node, Object, ObjectRef, Pod,
+        EndpointSlice, Key, Kind, Labels, NAMESPACE_NAME_LABEL, Namespace, NetworkPolicy, Node, Object,
+        ObjectRef, Pod,
     },
     service::Services,
     touched::Touched,
@@ -280,7 +281,8 @@ impl Index {
 
     /// Is the pod one whose interface this node judges?
     pub fn is_endpoint(&self, pod: &Pod) -> bool {
-        is_subject(pod) && (pod.node.as_deref() == self.node.as_deref() || self.attachments.contains_key(&pod.key))
+        is_subject(pod)
+            && (pod.node.as_deref() == self.node.as_deref() || self.attachments.contains_key(&pod.key))
     }
 
     /// From the pod's status and, on this node, its attachment.

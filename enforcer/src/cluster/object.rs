@@ -3,11 +3,7 @@
 //! One spelling per meaning: prefixes are masked, sets are sorted, defaults are filled in, so that `==`
 //! tells whether anything changed.
 
-use std::{
-    collections::BTreeSet,
-    fmt,
-    net::IpAddr,
-};
+use std::{collections::BTreeSet, fmt, net::IpAddr};
 
 use ipnetwork::IpNetwork;
 use serde::{Deserialize, Serialize};

@@ -28,12 +28,32 @@ impl<'a, K: Ord, V> Overlay<'a, K, V> {
         was_there
     }
 
-    /// Keys of the base that are still there.
-    pub fn base_keys(&self) -> impl Iterator<Item = &K> {
-        self.base.keys().filter(|key| !matches!(self.edits.get(key), Some(None)))
+    /// Those that are there now, in no order.
+    pub fn keys(&self) -> impl Iterator<Item = &K> {
+        let kept = self.base.keys().filter(|key| !self.edits.contains_key(key));
+        kept.chain(self.edits.iter().filter(|(_, value)| value.is_some()).map(|(key, _)| key))
     }
 
     pub fn into_edits(self) -> BTreeMap<K, Option<V>> {
         self.edits
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn it_reads_as_if_the_edits_had_been_made() {
+        let base = BTreeMap::from([(1, 'a'), (2, 'b'), (3, 'c')]);
+        let mut overlay = Overlay::on(&base);
+        assert!(overlay.edit(1, None) && overlay.edit(2, Some('B')));
+        assert!(!overlay.edit(4, Some('d')) && !overlay.edit(5, Some('e')));
+        assert!(overlay.edit(5, None) && !overlay.edit(5, None));
+        let read = |key| overlay.get(&key).copied();
+        assert_eq!([1, 2, 3, 4, 5].map(read), [None, Some('B'), Some('c'), Some('d'), None]);
+        let mut keys: Vec<_> = overlay.keys().copied().collect();
+        keys.sort_unstable();
+        assert_eq!(keys, [2, 3, 4]);
     }
 }

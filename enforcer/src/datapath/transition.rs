@@ -210,11 +210,12 @@ impl<'a> Draft<'a> {
                 services = delta.services.iter().map(|frontend| (frontend.into(), class(frontend))).collect();
             }
             Changed::Everything => {
-                peers = compiled.peers.keys().chain(self.peers.base_keys()).copied().collect();
-                let gone = self.prefixes.base_keys().filter(|prefix| !compiled.prefixes.contains_key(prefix));
+                peers = compiled.peers.keys().chain(self.peers.keys()).copied().collect();
+                let gone = self.prefixes.keys().filter(|prefix| !compiled.prefixes.contains_key(prefix));
                 prefixes = compiled.prefixes.keys().chain(gone).copied().collect();
-                services = self.services.base_keys().map(|service| (*service, None)).collect();
-                services.extend(compiled.services.iter().map(|(frontend, class)| (frontend.into(), Some(class))));
+                services = self.services.keys().map(|service| (*service, None)).collect();
+                services
+                    .extend(compiled.services.iter().map(|(frontend, class)| (frontend.into(), Some(class))));
             }
         }
         // An interface may have come or gone, or what holds for its address may be its prefix' business.

@@ -17,8 +17,8 @@ use super::{
     classify::Classes,
     lookup::{Decision, decide},
     model::{
-        BackendClass, BlockSet, Compiled, Direction, Entries, EntryKey, Grant, Identity, PeerInfo, RulePeer, RuleSet,
-        ServiceClass,
+        BackendClass, BlockSet, Compiled, Direction, Entries, EntryKey, Grant, Identity, PeerInfo, RulePeer,
+        RuleSet, ServiceClass,
     },
 };
 use crate::cluster::{Frontend, Index, object::Protocol, service::PortRef};

@@ -93,7 +93,9 @@ impl Simulator {
         match (&flow.src.endpoint, src) {
             (Some(pod), _) => Some(pod.node.clone()),
             (None, EndpointRef::Node(name)) => Some(Some(name.clone())),
-            (None, EndpointRef::Pod(key)) => self.index().pod(key).map(|pod| pod.node.as_deref().map(str::to_owned)),
+            (None, EndpointRef::Pod(key)) => {
+                self.index().pod(key).map(|pod| pod.node.as_deref().map(str::to_owned))
+            }
             (None, EndpointRef::Ip(_)) => None,
         }
     }

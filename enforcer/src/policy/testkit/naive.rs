@@ -210,7 +210,9 @@ impl<'a> Cluster<'a> {
         match end {
             EndpointRef::Ip(address) => Some(BTreeSet::from([*address])),
             EndpointRef::Node(name) => self.nodes().find(|n| n.name == *name).map(|n| n.addresses.clone()),
-            EndpointRef::Pod(key) => self.living().find(|pod| pod.key == *key).map(|pod| pod.ips.iter().copied().collect()),
+            EndpointRef::Pod(key) => {
+                self.living().find(|pod| pod.key == *key).map(|pod| pod.ips.iter().copied().collect())
+            }
         }
     }
 

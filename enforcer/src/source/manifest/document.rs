@@ -140,7 +140,9 @@ impl Reader<'_, '_> {
         let reference = ObjectRef { kind, key: key.clone() };
         let mut effect = PARTLY_READ;
         let object = match kind {
-            Kind::Namespace => inventory::namespace(metadata, key.name.to_string(), &mut faults).map(Object::Namespace),
+            Kind::Namespace => {
+                inventory::namespace(metadata, key.name.to_string(), &mut faults).map(Object::Namespace)
+            }
             Kind::Pod => inventory::pod(root, metadata, key, &mut faults).map(Object::Pod),
             Kind::Service => service::service(root, key, &mut faults).map(Object::Service),
             Kind::EndpointSlice => {

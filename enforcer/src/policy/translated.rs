@@ -3,7 +3,10 @@
 //! Each backend is judged in full, as if the connection went straight to it. What is not the same for all
 //! backends is a denial: a client that fails now and then is not allowed.
 
-use std::{collections::BTreeSet, net::IpAddr};
+use std::{
+    collections::BTreeSet,
+    net::{IpAddr, SocketAddr},
+};
 
 use super::{
     evaluate::{Flow, FlowEnd, Simulator, allow, allowed_by, boundary, deny, isolated_by},
@@ -110,7 +113,7 @@ impl Translated {
         }
         let side = |which: usize| {
             let sides = sides.iter().map(|sides| &sides[which]);
-            together(&name, &self.flows.iter().map(|flow| &flow.dst).zip(sides).collect::<Vec<_>>())
+            together(&name, &self.flows.iter().zip(sides).collect::<Vec<_>>())
         };
         let (egress, ingress) = (side(0), side(1));
         Answer { verdict: egress.verdict.max(ingress.verdict), egress, ingress }
@@ -118,13 +121,16 @@ impl Translated {
 }
 
 /// Allowed only if every backend is.
-fn together(service: &str, backends: &[(&FlowEnd, &Side)]) -> Side {
+fn together(service: &str, backends: &[(&Flow, &Side)]) -> Side {
     let denied: Vec<_> = backends.iter().filter(|(_, side)| side.verdict == Verdict::Deny).collect();
     if denied.is_empty() {
         let by: BTreeSet<_> = backends.iter().map(|(_, side)| side.by.as_str()).collect();
         return allow(format!("{service}: {}", by.into_iter().collect::<Vec<_>>().join("; ")));
     }
-    let why: BTreeSet<_> = denied.iter().map(|(end, side)| format!("{}: {}", end.address, side.by)).collect();
+    let why: BTreeSet<_> = denied
+        .iter()
+        .map(|(flow, side)| format!("{}: {}", SocketAddr::from((flow.dst.address, flow.port)), side.by))
+        .collect();
     let (allowed, all) = (backends.len() - denied.len(), backends.len());
     let why = why.into_iter().collect::<Vec<_>>().join("; ");
     deny(format!("{service}: {allowed} of {all} backends allowed; {why}"))
@@ -132,7 +138,6 @@ fn together(service: &str, backends: &[(&FlowEnd, &Side)]) -> Side {
 
 /// `None`: kube-proxy translates no other protocols.
 fn frontend(flow: &Flow) -> Option<Frontend> {
-    let protocols = [Protocol::Tcp, Protocol::Udp, Protocol::Sctp];
-    let protocol = protocols.into_iter().find(|protocol| protocol.number() == flow.protocol)?;
+    let protocol = Protocol::of_number(flow.protocol)?;
     Some(Frontend { address: flow.dst.address, protocol, port: flow.port })
 }

@@ -24,6 +24,9 @@ pub struct Plain<F: Family> {
     pub payload: u32,
 }
 
+/// What the state of such a connection may say.
+const PLAIN: u8 = CONN_REPLIED | CONN_MARKED | CONN_TRANSLATED;
+
 #[inline(always)]
 pub fn tracked<F: Family, P: Packet, T: Tables + Addresses<F>, H: At>(
     packet: &P,
@@ -61,7 +64,6 @@ pub fn tracked<F: Family, P: Packet, T: Tables + Addresses<F>, H: At>(
     let own = site.hook().own_side(sender);
     let generation = site.policy.generation();
     let state = conn.state();
-    const PLAIN: u8 = CONN_REPLIED | CONN_MARKED | CONN_TRANSLATED;
     if conn.end(own).generation() != generation || generation == 0 || state & !PLAIN != 0 {
         return None;
     }

@@ -12,10 +12,6 @@ use crate::{
 };
 
 /// The first allow verdict of a connection at this end.
-#[expect(
-    clippy::trivially_copy_pass_by_ref,
-    reason = "in two registers it would be a sixth argument, and BPF has five"
-)]
 #[inline(never)]
 pub fn new<F: Family, P: Packet, T: Tables, H: At>(
     packet: &P,

@@ -14,7 +14,8 @@ use serde_json::{Value, json};
 
 use crate::{
     netns::Netns,
-    node::{Node, POD_MTU},
+    node::{Node, POD_MTU, pod_network},
+    probe::Family,
 };
 
 /// Directory of Debian's containernetworking-plugins.
@@ -79,8 +80,8 @@ impl Chain {
                 "ranges": [[{"subnet": node.pods_v4()}], [{"subnet": node.pods_v6()}]],
                 // flannel leaves the gateway to the bridge plugin, whose CHECK then misses it.
                 "routes": [
-                    {"dst": "10.244.0.0/16", "gw": node.pods_v4().nth(1)},
-                    {"dst": "fd00:10:244::/48", "gw": node.pods_v6().nth(1)},
+                    {"dst": pod_network(Family::V4), "gw": node.pods_v4().nth(1)},
+                    {"dst": pod_network(Family::V6), "gw": node.pods_v6().nth(1)},
                 ],
             },
         });

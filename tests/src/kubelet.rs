@@ -1,6 +1,7 @@
 //! The API server's part, played with files: the directory of manifests that all agents of a lab watch.
 
 use std::{
+    collections::BTreeMap,
     fs,
     path::{Path, PathBuf},
     sync::atomic::{AtomicU32, Ordering},
@@ -48,9 +49,42 @@ impl Manifests {
         Ok(objects)
     }
 
+    /// Changes a stored object; `key` is `namespace/name`, or `name` for what has no namespace.
+    pub fn edit(&self, kind: &str, key: &str, change: impl FnOnce(&mut Value)) -> Result<()> {
+        let file = file_of(kind, key);
+        let text = fs::read_to_string(self.dir.join(&file)).with_context(|| format!("cannot read {file}"))?;
+        let mut object = serde_yaml_ng::from_str(&text)?;
+        change(&mut object);
+        self.write_text(&file, &serde_json::to_string_pretty(&object)?)
+    }
+
+    /// All manifest files, by name.
+    pub fn snapshot(&self) -> Result<BTreeMap<String, String>> {
+        let files =
+            fs::read_dir(&self.dir)?.map(|entry| Ok(entry?.file_name().to_string_lossy().into_owned()));
+        files
+            .filter(|name| !matches!(name, Ok(name) if name.starts_with('.')))
+            .map(|name: Result<String>| {
+                let name = name?;
+                let text = fs::read_to_string(self.dir.join(&name))?;
+                Ok((name, text))
+            })
+            .collect()
+    }
+
+    /// Brings the directory back to what it was.
+    pub fn restore(&self, snapshot: &BTreeMap<String, String>) -> Result<()> {
+        let now = self.snapshot()?;
+        for (name, text) in snapshot.iter().filter(|(name, text)| now.get(*name) != Some(text)) {
+            self.write_text(name, text)?;
+        }
+        let mut new = now.keys().filter(|name| !snapshot.contains_key(*name));
+        new.try_for_each(|name| Ok(fs::remove_file(self.dir.join(name))?))
+    }
+
     /// Removes an object; `key` is `namespace/name`, or `name` for what has no namespace.
     pub fn delete(&self, kind: &str, key: &str) -> Result<()> {
-        let file = format!("{}-{}.yaml", kind.to_lowercase(), key.replace('/', "-"));
+        let file = file_of(kind, key);
         fs::remove_file(self.dir.join(&file)).with_context(|| format!("cannot remove {file}"))
     }
 }
@@ -79,10 +113,14 @@ pub fn read_dir(dir: &Path) -> Result<Vec<Value>> {
 
 fn file_name(object: &Value) -> Result<String> {
     let text = |pointer: &str| object.pointer(pointer).and_then(Value::as_str);
-    let kind = text("/kind").context("an object has no kind")?.to_lowercase();
+    let kind = text("/kind").context("an object has no kind")?;
     let name = text("/metadata/name").context("an object has no name")?;
     Ok(match text("/metadata/namespace") {
-        Some(namespace) => format!("{kind}-{namespace}-{name}.yaml"),
-        None => format!("{kind}-{name}.yaml"),
+        Some(namespace) => file_of(kind, &format!("{namespace}/{name}")),
+        None => file_of(kind, name),
     })
+}
+
+fn file_of(kind: &str, key: &str) -> String {
+    format!("{}-{}.yaml", kind.to_lowercase(), key.replace('/', "-"))
 }

@@ -3,7 +3,9 @@
 //! ```text
 //! netns ─▶ node ─▶ topology (Lab) ◀─ agent      what is there
 //!          chain ─▶ pod ◀─ kubelet              what starts
-//!          server ◀─▶ probe ─▶ matrix, traffic  what is asked
+//!          endpoints ─▶ services ─▶ proxy       what stands behind a Service, and the way there
+//!          server ◀─▶ probe ─▶ matrix, survey, traffic
+//!                     raw ─▶ sniffer            what is asked
 //!          bench                               what it costs
 //! ```
 //!
@@ -15,6 +17,7 @@ pub mod bench;
 pub mod binaries;
 pub mod chain;
 pub mod demo;
+pub mod endpoints;
 pub mod flowlog;
 pub mod kubelet;
 pub mod matrix;
@@ -23,7 +26,12 @@ pub mod node;
 pub mod patience;
 pub mod pod;
 pub mod probe;
+pub mod proxy;
+pub mod raw;
 pub mod server;
+pub mod services;
+pub mod sniffer;
+pub mod survey;
 pub mod topology;
 pub mod traffic;
 
@@ -33,5 +41,7 @@ pub use matrix::Matrix;
 pub use patience::until;
 pub use pod::{Pod, PodSpec, Start};
 pub use probe::{Family, Outcome, Transport};
+pub use proxy::ProxyMode;
+pub use survey::{Question, Survey};
 pub use topology::{Lab, Plan};
 pub use traffic::{Knock, Stream};

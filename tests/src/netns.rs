@@ -115,12 +115,12 @@ impl Netns {
 
     /// Carries out lines for `ip -batch` inside.
     pub fn ip(&self, lines: &str) -> Result<()> {
-        self.batch("ip", lines)
+        self.feed("ip", &["-batch", "-"], lines)
     }
 
     /// Carries out lines for `bridge -batch` inside.
     pub fn bridge(&self, lines: &str) -> Result<()> {
-        self.batch("bridge", lines)
+        self.feed("bridge", &["-batch", "-"], lines)
     }
 
     /// Writes below `/proc/sys`, as `net/ipv4/ip_forward`.
@@ -131,16 +131,29 @@ impl Netns {
             .with_context(|| format!("cannot write {value} to {} in {}", path.display(), self.name))
     }
 
-    fn batch(&self, tool: &str, lines: &str) -> Result<()> {
+    /// TCP segments that any socket inside has had to send twice.
+    pub fn retransmitted(&self) -> Result<u64> {
+        let _inside = self.enter()?;
+        let text = fs::read_to_string("/proc/thread-self/net/snmp")?;
+        let mut lines = text.lines().filter_map(|line| line.strip_prefix("Tcp: "));
+        let (names, values) = (lines.next().unwrap_or_default(), lines.next().unwrap_or_default());
+        let mut counters = names.split(' ').zip(values.split(' '));
+        let (_, count) = counters.find(|(name, _)| *name == "RetransSegs").context("no RetransSegs")?;
+        Ok(count.parse()?)
+    }
+
+    /// Runs a tool of the distribution inside, with these lines on its standard input.
+    pub(crate) fn feed(&self, tool: &str, arguments: &[&str], lines: &str) -> Result<()> {
         let mut child = self
             .command(tool)?
-            .args(["-batch", "-"])
+            .args(arguments)
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
             .stderr(Stdio::piped())
             .spawn()
-            .with_context(|| format!("cannot run {tool} (Debian package iproute2)"))?;
-        child.stdin.take().expect("stdin is piped").write_all(lines.as_bytes())?;
+            .with_context(|| format!("cannot run {tool} (Debian packages iproute2, iptables, nftables)"))?;
+        // A tool that stops at an error has not read everything (EPIPE); its exit status tells.
+        let _ = child.stdin.take().expect("stdin is piped").write_all(lines.as_bytes());
         let output = child.wait_with_output()?;
         if !output.status.success() {
             bail!("{tool} in {}: {}\n{lines}", self.name, String::from_utf8_lossy(&output.stderr).trim());

@@ -2,16 +2,18 @@
 
 use std::{
     fmt::Write as _,
+    fs,
     net::{IpAddr, Ipv4Addr, Ipv6Addr},
     path::{Path, PathBuf},
+    process::Command,
     sync::Arc,
 };
 
-use anyhow::Result;
+use anyhow::{Context, Result};
 use ipnetwork::{IpNetwork, Ipv4Network, Ipv6Network};
 use serde_json::{Value, json};
 
-use crate::netns::Netns;
+use crate::{chain::NETWORK, netns::Netns, probe::Family};
 
 /// MTU of pods, `cni0` and both overlay devices.
 pub const POD_MTU: u32 = 1450;
@@ -22,6 +24,17 @@ pub const TUNNEL_PORT: u16 = 8472;
 /// The router of the underlay: what lies beyond it is the outside world.
 pub const WORLD_V4: Ipv4Addr = Ipv4Addr::new(192, 168, 77, 254);
 pub const WORLD_V6: Ipv6Addr = Ipv6Addr::new(0xfd00, 192, 168, 77, 0, 0, 0, 0xfe);
+
+/// The network of all pods: flannel's `Network` or `IPv6Network`.
+pub fn pod_network(family: Family) -> IpNetwork {
+    match family {
+        Family::V4 => Ipv4Network::new(Ipv4Addr::new(10, 244, 0, 0), 16).map(IpNetwork::V4),
+        Family::V6 => {
+            Ipv6Network::new(Ipv6Addr::new(0xfd00, 0x10, 0x244, 0, 0, 0, 0, 0), 48).map(IpNetwork::V6)
+        }
+    }
+    .expect("16 and 48 are prefix lengths")
+}
 
 /// A node, numbered from 1; every address follows from the number.
 #[derive(Debug)]
@@ -37,7 +50,7 @@ impl Node {
     pub(crate) fn create(number: u8, lab: &str, dir: &Path, underlay: &Netns) -> Result<Self> {
         let netns = Netns::create(&format!("{lab}-node{number}"))?;
         let node = Self { number, netns, dir: dir.join(format!("node-{number}")) };
-        std::fs::create_dir_all(&node.dir)?;
+        fs::create_dir_all(&node.dir)?;
         for key in ["net/ipv4/ip_forward", "net/ipv6/conf/all/forwarding", "net/ipv6/conf/default/forwarding"]
         {
             node.netns.sysctl(key, "1")?;
@@ -125,6 +138,59 @@ impl Node {
     pub fn pods_v6(&self) -> Ipv6Network {
         Ipv6Network::new(Ipv6Addr::new(0xfd00, 0x10, 0x244, self.number.into(), 0, 0, 0, 0), 64)
             .expect("64 is a prefix length")
+    }
+
+    /// Its address of this family on the bridge: what pods have as gateway.
+    pub fn gateway(&self, family: Family) -> IpAddr {
+        match family {
+            Family::V4 => self.pods_v4().nth(1).expect("a /24 has it").into(),
+            Family::V6 => self.pods_v6().iter().nth(1).expect("a /64 has it").into(),
+        }
+    }
+
+    /// Its address of this family on the overlay: under which its own traffic reaches other nodes' pods.
+    pub fn overlay(&self, family: Family) -> IpAddr {
+        match family {
+            Family::V4 => self.pods_v4().network().into(),
+            Family::V6 => self.pods_v6().network().into(),
+        }
+    }
+
+    /// Its pods' network, by family.
+    pub fn pods(&self, family: Family) -> IpNetwork {
+        match family {
+            Family::V4 => self.pods_v4().into(),
+            Family::V6 => self.pods_v6().into(),
+        }
+    }
+
+    /// The node's own address on the underlay, by family.
+    pub fn ip(&self, family: Family) -> IpAddr {
+        match family {
+            Family::V4 => self.ipv4().into(),
+            Family::V6 => self.ipv6().into(),
+        }
+    }
+
+    /// The address plugin forgets which address it gave last: the next pod gets the lowest free one.
+    pub fn forget_last_address(&self) -> Result<()> {
+        let dir = self.dir.join("host-local").join(NETWORK);
+        [0, 1]
+            .into_iter()
+            .try_for_each(|family| Ok(fs::remove_file(dir.join(format!("last_reserved_ip.{family}")))?))
+    }
+
+    /// Whether packets that are only bridged here pass through iptables and nftables' ip tables as well; the
+    /// kernel says yes to begin with.
+    pub fn bridge_nf(&self, on: bool) -> Result<()> {
+        if !Path::new("/proc/sys/net/bridge").exists() {
+            // A module on most distributions; whether it loaded shows in the next step.
+            let _ = Command::new("modprobe").arg("br_netfilter").status();
+        }
+        for key in ["net/bridge/bridge-nf-call-iptables", "net/bridge/bridge-nf-call-ip6tables"] {
+            self.netns.sysctl(key, if on { "1" } else { "0" }).context("br_netfilter is not loaded")?;
+        }
+        Ok(())
     }
 
     /// The Node object as the API server would show it.

@@ -56,9 +56,14 @@ impl PodSpec {
 
     /// Serves this port, and declares it under a name such as `tcp-80`.
     #[must_use]
-    pub fn serve(mut self, transport: Transport, port: u16) -> Self {
+    pub fn serve(self, transport: Transport, port: u16) -> Self {
+        self.serve_as(&format!("{transport}-{port}").to_lowercase(), transport, port)
+    }
+
+    /// Serves this port, and declares it under this name.
+    #[must_use]
+    pub fn serve_as(mut self, name: &str, transport: Transport, port: u16) -> Self {
         let declared = self.manifest["spec"]["containers"][0]["ports"].as_array_mut().expect("made by new");
-        let name = format!("{transport}-{port}").to_lowercase();
         declared.push(json!({"name": name, "containerPort": port, "protocol": transport.to_string()}));
         self
     }
@@ -209,8 +214,11 @@ impl Pod {
     }
 
     pub fn ip(&self, family: Family) -> IpAddr {
-        let fits = |ip: &&IpAddr| ip.is_ipv4() == (family == Family::V4);
-        *self.addresses.iter().find(fits).expect("the chain gives one address of each family")
+        *self
+            .addresses
+            .iter()
+            .find(|ip| family.has(**ip))
+            .expect("the chain gives one address of each family")
     }
 
     /// The result of the last plugin in the chain.

@@ -26,19 +26,26 @@ pub struct Server {
 impl Server {
     /// Listens on these ports of every address inside.
     pub fn start(netns: &Netns, ports: &[(Transport, u16)]) -> Result<Self> {
+        Self::start_at(netns, &[Ipv6Addr::UNSPECIFIED.into()], ports) // IPv4 as mapped addresses
+    }
+
+    /// Listens on these ports of these addresses: where there are several, a datagram's answer comes from
+    /// the one that was asked.
+    pub fn start_at(netns: &Netns, addresses: &[IpAddr], ports: &[(Transport, u16)]) -> Result<Self> {
         let (stop, stopped) = UnixStream::pair()?;
         let heard = Arc::<Mutex<BTreeMap<IpAddr, u64>>>::default();
         let mut sockets = Vec::new();
         {
             let _inside = netns.enter()?; // a socket stays in the namespace where it was made
-            for (transport, port) in ports {
-                let at = SocketAddr::from((Ipv6Addr::UNSPECIFIED, *port)); // IPv4 as mapped addresses
+            let doors = addresses.iter().flat_map(|address| ports.iter().map(move |door| (address, door)));
+            for (address, (transport, port)) in doors {
+                let at = SocketAddr::new(*address, *port);
                 let socket = match transport {
                     Transport::Tcp => TcpListener::bind(at).map(Socket::Listener),
                     Transport::Udp => UdpSocket::bind(at).map(Socket::Datagrams),
                 };
                 let socket =
-                    socket.with_context(|| format!("cannot serve {transport} {port} in {}", netns.name()))?;
+                    socket.with_context(|| format!("cannot serve {transport} {at} in {}", netns.name()))?;
                 socket.set_nonblocking()?;
                 sockets.push(socket);
             }

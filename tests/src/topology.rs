@@ -12,7 +12,7 @@ use std::{
     thread,
 };
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result, bail, ensure};
 use nix::mount::{MntFlags, MsFlags, mount, umount2};
 use serde_json::{Value, json};
 
@@ -21,9 +21,12 @@ use crate::{
     binaries,
     chain::Chain,
     kubelet::Manifests,
+    matrix::SETTLES_WITHIN,
     netns::{NETNS_DIR, Netns, remove_namespace, require_root},
     node::{Node, UNDERLAY_MTU, WORLD_V4, WORLD_V6},
+    patience::until,
     pod::{Pod, PodSpec, Start},
+    proxy::{Proxy, ProxyMode},
 };
 
 /// One directory per lab; a lab lives as long as a process holds the lock on its `owner` file.
@@ -36,17 +39,19 @@ const KEPT: &str = "kept";
 pub struct Plan {
     nodes: u8,
     agent: Option<AgentOptions>,
+    proxy: Option<ProxyMode>,
+    bridge_nf: Option<bool>,
 }
 
 impl Plan {
     /// Flannel alone: every pod reaches every pod.
     pub fn flat() -> Self {
-        Self { nodes: 2, agent: None }
+        Self { nodes: 2, agent: None, proxy: None, bridge_nf: None }
     }
 
     /// With an agent on each node and `bulkhead-cni` last in the chain.
     pub fn bulkhead() -> Self {
-        Self { nodes: 2, agent: Some(AgentOptions::default()) }
+        Self { agent: Some(AgentOptions::default()), ..Self::flat() }
     }
 
     #[must_use]
@@ -59,6 +64,21 @@ impl Plan {
     #[must_use]
     pub fn agent(mut self, options: AgentOptions) -> Self {
         self.agent = Some(options);
+        self
+    }
+
+    /// With kube-proxy's part and flannel's masquerading on each node; neither is there otherwise, so that a lab
+    /// without Services has no connection tracking of the kernel in its way.
+    #[must_use]
+    pub fn proxy(mut self, mode: ProxyMode) -> Self {
+        self.proxy = Some(mode);
+        self
+    }
+
+    /// As [`Node::bridge_nf`], on every node.
+    #[must_use]
+    pub fn bridge_nf(mut self, on: bool) -> Self {
+        self.bridge_nf = Some(on);
         self
     }
 
@@ -75,10 +95,12 @@ pub struct Lab {
     pods: Mutex<BTreeMap<String, Arc<Pod>>>,
     agents: Vec<Agent>,
     chains: Vec<Chain>,
+    proxies: Vec<Proxy>,
     nodes: Vec<Arc<Node>>,
     world: Netns,
     manifests: Manifests,
     pod_numbers: AtomicU32,
+    marks: AtomicU32,
     dir: LabDir,
 }
 
@@ -95,7 +117,10 @@ impl Lab {
         for node in &nodes {
             node.join(&nodes)?;
             manifests.write(&node.manifest())?;
+            plan.bridge_nf.map_or(Ok(()), |on| node.bridge_nf(on))?;
         }
+        let proxies = plan.proxy.iter().flat_map(|mode| nodes.iter().map(|node| Proxy::start(node, *mode)));
+        let proxies = proxies.collect::<Result<Vec<_>>>()?;
         let agents = match &plan.agent {
             None => Vec::new(),
             Some(options) => {
@@ -121,8 +146,18 @@ impl Lab {
                     .collect()
             }
         };
-        let pods = Mutex::default();
-        Ok(Self { pods, agents, chains, nodes, world, manifests, pod_numbers: AtomicU32::new(0), dir })
+        Ok(Self {
+            pods: Mutex::default(),
+            agents,
+            chains,
+            proxies,
+            nodes,
+            world,
+            manifests,
+            pod_numbers: AtomicU32::new(0),
+            marks: AtomicU32::new(0),
+            dir,
+        })
     }
 
     /// Unique on this machine; prefix of all namespaces.
@@ -153,6 +188,11 @@ impl Lab {
 
     pub fn agent(&self, number: u8) -> &Agent {
         &self.agents[usize::from(number) - 1]
+    }
+
+    /// One per node, if the plan has them.
+    pub fn proxies(&self) -> &[Proxy] {
+        &self.proxies
     }
 
     /// The namespace of the underlay: a host outside the cluster.
@@ -221,6 +261,30 @@ impl Lab {
     /// Writes every object of a YAML text (several documents allowed), as `kubectl apply` would store them.
     pub fn apply(&self, yaml: &str) -> Result<Vec<Value>> {
         self.manifests.apply(yaml)
+    }
+
+    /// Changes a stored object, as `kubectl edit` does; `key` as for [`Lab::delete`].
+    pub fn edit(&self, kind: &str, key: &str, change: impl FnOnce(&mut Value)) -> Result<()> {
+        self.manifests.edit(kind, key, change)
+    }
+
+    /// Waits until every agent has taken in the manifests as they are now, and so has its kernel.
+    ///
+    /// An agent that has read one more object of a kind that it only counts has read all that was there before.
+    pub fn settle(&self) -> Result<()> {
+        const KIND: &str = "ConfigMap";
+        let number = self.marks.fetch_add(1, Ordering::Relaxed) + 1;
+        let mark =
+            |n: u32| json!({"apiVersion": "v1", "kind": KIND, "metadata": {"name": format!("mark-{n}")}});
+        let marks: Vec<_> = (1..=number).map(|n| mark(n).to_string()).collect();
+        self.manifests.write_text(&format!("{}-marks.yaml", KIND.to_lowercase()), &marks.join("\n---\n"))?;
+        for agent in &self.agents {
+            let seen = |status: &Value| status["source"]["ignored"][KIND].as_u64().unwrap_or_default();
+            let status = until(SETTLES_WITHIN, || agent.status(), |status| seen(status) >= number.into())?;
+            ensure!(seen(&status) >= number.into(), "an agent has not seen the last change: {status:#}");
+            ensure!(status["datapath"]["error"].is_null(), "the kernel does not follow: {status:#}");
+        }
+        Ok(())
     }
 
     /// Marks the lab as one that [`kept`] lists.

@@ -2,11 +2,11 @@
 
 use std::{
     io::{Read, Write},
-    net::{SocketAddr, TcpStream, UdpSocket},
+    net::{Shutdown, SocketAddr, TcpStream, UdpSocket},
     os::fd::{AsFd, AsRawFd},
     sync::{
         Arc,
-        atomic::{AtomicBool, Ordering},
+        atomic::{AtomicBool, AtomicU64, Ordering},
     },
     thread::{self, JoinHandle},
     time::{Duration, Instant},
@@ -32,8 +32,24 @@ const KNOCK_PAUSE: Duration = Duration::from_micros(200);
 /// A TCP conversation of numbered messages, each awaited back.
 #[derive(Debug)]
 pub struct Stream {
-    stop: Arc<AtomicBool>,
+    progress: Arc<Progress>,
+    socket: TcpStream,
     thread: JoinHandle<StreamReport>,
+}
+
+#[derive(Debug)]
+struct Progress {
+    stop: AtomicBool,
+    started: Instant,
+    /// When the last echo came back, in nanoseconds after the start.
+    last_echo: AtomicU64,
+}
+
+impl Progress {
+    fn echo(&self) {
+        let nanos = u64::try_from(self.started.elapsed().as_nanos()).expect("no stream runs for centuries");
+        self.last_echo.store(nanos, Ordering::Relaxed);
+    }
 }
 
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -51,36 +67,53 @@ pub struct StreamReport {
 impl Stream {
     /// Connects from inside `from`, then sends one message per `pace`.
     pub fn start(from: &Netns, to: SocketAddr, pace: Duration) -> Result<Self> {
-        let stop = Arc::new(AtomicBool::new(false));
         let socket = {
             let _inside = from.enter()?;
             TcpStream::connect_timeout(&to, STREAM_PATIENCE)?
         };
         socket.set_nodelay(true)?;
         socket.set_read_timeout(Some(STREAM_PATIENCE))?;
-        let stopped = Arc::clone(&stop);
+        let started = Instant::now();
+        let progress =
+            Arc::new(Progress { stop: AtomicBool::new(false), started, last_echo: AtomicU64::new(0) });
+        let (shared, own) = (Arc::clone(&progress), socket.try_clone()?);
         let thread =
-            thread::Builder::new().name("stream".into()).spawn(move || converse(socket, pace, &stopped))?;
-        Ok(Self { stop, thread })
+            thread::Builder::new().name("stream".into()).spawn(move || converse(own, pace, &shared))?;
+        Ok(Self { progress, socket, thread })
+    }
+
+    /// When the last echo came back; before the first one, when the stream was started.
+    pub fn last_echo(&self) -> Instant {
+        self.progress.started + Duration::from_nanos(self.progress.last_echo.load(Ordering::Relaxed))
     }
 
     /// Ends the conversation and tells how it went.
     pub fn stop(self) -> StreamReport {
-        self.stop.store(true, Ordering::Relaxed);
+        self.progress.stop.store(true, Ordering::Relaxed);
         self.thread.join().expect("a stream does not panic")
+    }
+
+    /// As [`Stream::stop`], without waiting for an echo that is still out.
+    pub fn abandon(self) -> StreamReport {
+        self.progress.stop.store(true, Ordering::Relaxed);
+        let _ = self.socket.shutdown(Shutdown::Both); // not connected any more: as good
+        self.stop()
     }
 }
 
-fn converse(mut socket: TcpStream, pace: Duration, stopped: &AtomicBool) -> StreamReport {
+fn converse(mut socket: TcpStream, pace: Duration, progress: &Progress) -> StreamReport {
     let mut report =
         StreamReport { sent: 0, echoed: 0, longest_wait: Duration::ZERO, retransmitted: 0, broken: None };
-    while !stopped.load(Ordering::Relaxed) && report.broken.is_none() {
+    while !progress.stop.load(Ordering::Relaxed) && report.broken.is_none() {
         let start = Instant::now();
         let message = report.sent.to_be_bytes();
         let mut echo = [0; 8];
         report.sent += 1;
         match socket.write_all(&message).and_then(|()| socket.read_exact(&mut echo)) {
-            Ok(()) if echo == message => report.echoed += 1,
+            Ok(()) if echo == message => {
+                report.echoed += 1;
+                progress.echo();
+            }
             Ok(()) => report.broken = Some(format!("message {} came back as {echo:?}", report.sent - 1)),
             Err(error) => report.broken = Some(error.to_string()),
         }

@@ -11,6 +11,7 @@ mod connections;
 mod local;
 mod names;
 mod node;
+pub mod overlay;
 pub mod settings;
 pub mod status;
 
@@ -31,6 +32,7 @@ use tokio::{
 use self::{
     names::Publisher,
     node::{Node, NotAdded},
+    overlay::Netlink,
     settings::Settings,
     status::Status,
 };
@@ -85,6 +87,7 @@ pub async fn run(settings: Settings) -> anyhow::Result<()> {
     let mut clock = interval(TICK);
     clock.set_missed_tick_behavior(MissedTickBehavior::Delay);
     let mut waiting: Vec<Waiting> = Vec::new();
+    let netlink = Netlink::connect().context("cannot talk to the kernel about routes")?;
     loop {
         tokio::select! {
             update = updates.recv() => {
@@ -112,6 +115,10 @@ pub async fn run(settings: Settings) -> anyhow::Result<()> {
                 }
             },
             _ = clock.tick() => {
+                match netlink.links().await {
+                    Ok(links) => node.guard_ways(&links),
+                    Err(error) => tracing::warn!(%error, "routes cannot be read"),
+                }
                 node.tick();
                 retry(&mut waiting, &mut node);
                 node.sweep_connections(&flows.pipeline);

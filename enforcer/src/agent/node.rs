@@ -10,7 +10,7 @@ use std::{
 use bulkhead_cni::protocol::{AttachmentId, CniAnswer, CniRequest, Sandbox};
 use nix::net::if_::if_nametoindex;
 
-use super::{local, names::Publisher, settings::Settings};
+use super::{local, names::Publisher, overlay::Way, settings::Settings};
 use crate::{
     cluster::index::Index,
     datapath::{
@@ -43,6 +43,7 @@ pub struct Node {
     pub(super) programs: Programs,
     pub(super) source: SourceState,
     pub(super) health: Health,
+    pub(super) ways: Vec<Way>,
     store: Store,
     /// Kernel records of a state file that was lost, by interface; kept as they are.
     orphans: BTreeMap<u32, Local>,
@@ -108,6 +109,7 @@ impl Node {
             programs,
             source: SourceState::default(),
             health: Health::default(),
+            ways: Vec::new(),
             store,
             orphans: BTreeMap::new(),
             tidy_at: None,
@@ -191,7 +193,7 @@ impl Node {
     }
 
     /// Brings the kernel to the index. An error is kept for status and tried again at the next tick.
-    fn enforce(&mut self) {
+    pub(super) fn enforce(&mut self) {
         if !self.source.synced {
             return; // half a list must neither open nor close anything
         }

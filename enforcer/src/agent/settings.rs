@@ -126,6 +126,7 @@ impl From<&PolicySettings> for policy::Settings {
         Self {
             tenant_label: (label != "none").then(|| label.clone()),
             local_node_egress: settings.local_node_egress == LocalNodeEgress::Allow,
+            backends_elsewhere_judged: true,
         }
     }
 }

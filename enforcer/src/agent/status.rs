@@ -9,7 +9,7 @@ use std::{
 use comfy_table::{ContentArrangement, Table, presets};
 use serde::{Deserialize, Serialize};
 
-use super::{node::Node, settings::Settings};
+use super::{node::Node, overlay::Way, settings::Settings};
 use crate::{flow::Counters, policy::model::DirectionRules};
 
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
@@ -22,6 +22,8 @@ pub struct Status {
     pub source: Source,
     pub endpoints: Vec<Endpoint>,
     pub datapath: Datapath,
+    /// Where packets leave for other nodes' pods; see [`super::overlay`].
+    pub ways: Vec<Way>,
     pub chain: Chain,
     pub flows: Flows,
     /// Policies that cannot be honoured as written, and why (semantics 41).
@@ -147,6 +149,7 @@ impl Status {
             chain: Chain::read(&settings.cni_conf_dir),
             endpoints: node.endpoints.iter().map(|endpoint| Endpoint::of(node, endpoint)).collect(),
             datapath: Datapath::of(node),
+            ways: node.ways.clone(),
             defects: defects.map(|policy| (policy.key.to_string(), policy.defects.clone())).collect(),
             ..Self::default()
         }
@@ -156,7 +159,7 @@ impl Status {
     pub fn render(&self) -> String {
         let mut out = String::new();
         let mut line = |name: &str, value: String| {
-            writeln!(out, "{name:<14}{value}").expect("a string takes everything");
+            writeln!(out, "{name:<16}{value}").expect("a string takes everything");
         };
         line("Node", format!("{} (bulkhead {}, up {} s)", self.node, self.version, self.uptime_seconds));
         let synced = if self.source.synced { "in sync" } else { "not read yet" };
@@ -191,6 +194,10 @@ impl Status {
                 self.datapath.rules, self.datapath.addresses, self.datapath.updates, self.datapath.abi
             ),
         );
+        for Way { interface, error } in &self.ways {
+            let state = if error.is_empty() { "judged" } else { error };
+            line("To other nodes", format!("{interface}: {state}"));
+        }
         line(
             "Lost",
             format!("{} events, {} connections", self.datapath.lost_events, self.datapath.lost_connections),

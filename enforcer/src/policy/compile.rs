@@ -34,7 +34,7 @@ pub fn compile(index: &Index, settings: &Settings, scope: &Scope) -> Compiled {
         });
         endpoints.insert(pod.key.clone(), EndpointPolicy { rules, identity, tenant });
     }
-    let services = services(index, &peers, &prefixes);
+    let services = services(index, settings, &peers, &prefixes);
     Compiled { peers, prefixes, services, endpoints }
 }
 

@@ -32,12 +32,19 @@ pub struct Settings {
     pub tenant_label: Option<String>,
     /// A pod may always reach its own node (semantics 30).
     pub local_node_egress: bool,
+    /// What goes through a Service to a pod of another node is judged on its way there. Otherwise that pod is one
+    /// of those backends that must all be allowed.
+    pub backends_elsewhere_judged: bool,
 }
 
 pub const DEFAULT_TENANT_LABEL: &str = "bulkhead.io/tenant";
 
 impl Default for Settings {
     fn default() -> Self {
-        Self { tenant_label: Some(DEFAULT_TENANT_LABEL.to_owned()), local_node_egress: true }
+        Self {
+            tenant_label: Some(DEFAULT_TENANT_LABEL.to_owned()),
+            local_node_egress: true,
+            backends_elsewhere_judged: true,
+        }
     }
 }

@@ -13,6 +13,7 @@ use std::{
 use ipnetwork::IpNetwork;
 
 use super::{
+    Settings,
     classify::{Interner, Lengths, full_length},
     lookup::{Decision, decide},
     model::{
@@ -25,10 +26,11 @@ use crate::cluster::{Frontend, Index, object::Protocol, service::PortRef};
 /// The class of every frontend; equal classes share an allocation.
 pub(super) fn services(
     index: &Index,
+    settings: &Settings,
     peers: &BTreeMap<IpAddr, PeerInfo>,
     prefixes: &BTreeMap<IpNetwork, PeerInfo>,
 ) -> BTreeMap<Frontend, Arc<Identity>> {
-    let projection = Projection { index, peers, prefixes, lengths: Lengths::of(prefixes.keys()) };
+    let projection = Projection { index, settings, peers, prefixes, lengths: Lengths::of(prefixes.keys()) };
     let mut classes = Interner::default();
     // A node port has a frontend for each address of the node: its class is made once.
     let mut known: HashMap<(BTreeSet<PortRef<'_>>, bool), Arc<Identity>> = HashMap::new();
@@ -47,6 +49,7 @@ pub(super) fn services(
 /// From addresses to what they are.
 struct Projection<'a> {
     index: &'a Index,
+    settings: &'a Settings,
     peers: &'a BTreeMap<IpAddr, PeerInfo>,
     prefixes: &'a BTreeMap<IpNetwork, PeerInfo>,
     lengths: Lengths,
@@ -57,13 +60,26 @@ impl Projection<'_> {
     fn class(&self, protocol: Protocol, ports: &BTreeSet<PortRef<'_>>, ipv4: bool) -> ServiceClass {
         let services = self.index.services();
         let backends = ports.iter().flat_map(|port| services.backends(*port, ipv4));
-        let backends = backends.filter_map(|backend| {
-            let peer = self.peer(backend.address)?.clone();
-            Some(BackendClass { peer, port: backend.port })
-        });
-        let (pods, others) = backends.partition(BackendClass::is_judged_later);
+        let (mut pods, mut others) = (BTreeSet::new(), BTreeSet::new());
+        for backend in backends {
+            let Some(peer) = self.peer(backend.address).cloned() else { continue };
+            let later = self.is_judged_later(backend.address, &peer);
+            let class = BackendClass { peer, port: backend.port };
+            if later {
+                pods.insert(class)
+            } else {
+                others.insert(class)
+            };
+        }
         let defective = ports.iter().any(|port| services.is_defective(port.service));
         ServiceClass { protocol, pods, others, defective }
+    }
+
+    /// Known or not, it is a pod's address, and what goes there passes a hook after translation.
+    fn is_judged_later(&self, address: IpAddr, peer: &PeerInfo) -> bool {
+        let here = || self.index.pod_by_address(address).is_some_and(|pod| self.index.is_endpoint(pod));
+        matches!(*peer.identity, Identity::Pod(_) | Identity::UnknownPod)
+            && (self.settings.backends_elsewhere_judged || here())
     }
 
     /// `None` only if there is no prefix for everything else.
@@ -73,12 +89,6 @@ impl Projection<'_> {
             covering.into_iter().find_map(|network| self.prefixes.get(&network))
         };
         self.peers.get(&address).or_else(prefix)
-    }
-}
-
-impl BackendClass {
-    fn is_judged_later(&self) -> bool {
-        matches!(*self.peer.identity, Identity::Pod(_) | Identity::UnknownPod)
     }
 }
 

@@ -351,7 +351,7 @@ fn what_contradicts_itself_is_an_error() {
         (Event { kind: 9, ..dropped() }, DecodeError::Code { field: "kind", value: 9 }),
         (Event { reason: 200, ..dropped() }, DecodeError::Code { field: "reason", value: 200 }),
         (Event { direction: 2, ..dropped() }, DecodeError::Code { field: "direction", value: 2 }),
-        (Event { hook: 2, ..dropped() }, DecodeError::Code { field: "hook", value: 2 }),
+        (Event { hook: 3, ..dropped() }, DecodeError::Code { field: "hook", value: 3 }),
         (Event { family: 5, ..dropped() }, DecodeError::Code { field: "family", value: 5 }),
         (Event { is_reply: 7, ..dropped() }, DecodeError::Code { field: "is_reply", value: 7 }),
         (

@@ -138,6 +138,22 @@ fn the_own_node_is_excused_only_where_the_setting_says_so() {
 }
 
 #[test]
+fn a_pod_elsewhere_that_nobody_judges_on_the_way_must_be_allowed_like_any_backend() {
+    let blind = Settings { backends_elsewhere_judged: false, ..Settings::default() };
+    for (case, targets, selected, want) in [
+        ("allowed, elsewhere", &[DB][..], "app=db", true),
+        ("denied, elsewhere", &[DB, OPS], "app=db", false),
+        ("unknown", &[DB, NOBODY], "app=db", false),
+        ("denied, here: the hook there judges", &[DB, JOB], "app=db", true),
+        ("denied, both", &[DB, JOB], "app=web", false),
+    ] {
+        let policies = web_to(vec![pods(&[selected])], vec![]);
+        let decision = decide(targets, policies, &blind);
+        assert_eq!(matches!(decision, Decision::Allow(_)), want, "{case}: {decision:?}");
+    }
+}
+
+#[test]
 fn the_grant_names_every_rule_that_allows_a_backend() {
     let web = || labels(&["app=web"]);
     let policies = vec![

@@ -1,0 +1,9 @@
+//! Services with real packets: what kube-proxy does on a flannel node, and what policies mean for it.
+//!
+//! In every test both families and both transports are asked, with traffic that the bridge shows to iptables and
+//! with traffic that it does not.
+#![expect(clippy::unwrap_used, reason = "tests")]
+
+mod flat;
+mod policed;
+mod stage;

@@ -71,13 +71,7 @@ impl KernelEngine {
             // It needs a translated packet to tell it from one that never leaves the pod.
             sides.push(if is_hairpin { self.simulator.hairpin(flow) } else { self.sides(flow)? });
         }
-        let mut answer = translated.answer(sides);
-        if let Some(before @ Side { verdict: Verdict::Deny, .. }) = self.before_translation(&flow)?
-            && answer.egress.verdict == Verdict::Allow
-        {
-            (answer.verdict, answer.egress) = (Verdict::Deny, before);
-        }
-        Ok(answer)
+        Ok(translated.answer(&sides, self.before_translation(&flow)?))
     }
 
     /// What `from_pod` says to the packet while it still bears a Service's address; `None`: it bears none, or

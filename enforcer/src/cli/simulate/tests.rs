@@ -290,6 +290,13 @@ fn a_service_is_answered_for_all_of_its_backends() {
             "service shop/cart: 0 of 1 backends allowed; 10.0.2.3:8080: isolated by shop/client, no rule allows",
             "service shop/cart: not isolated",
         ),
+        (
+            "10.0.1.2, unreadable",
+            by_address,
+            "deny",
+            "service shop/cart, not all of whose endpoints can be read: isolated by shop/client, no rule allows",
+            "service shop/cart: not isolated",
+        ),
         (old, "ip:10.96.0.11 --port 80", "deny", "service shop/none has no endpoints", "not reached"),
         // Not the Service's port, another node's address: no Service is reached there.
         (old, "ip:10.96.0.10 --port 8080", "deny", "isolated by shop/client, no rule allows", "not a pod"),

@@ -206,7 +206,7 @@ impl Conversation {
         let unspecified = if to.is_ipv4() { IpAddr::from([0; 4]) } else { IpAddr::from([0; 16]) };
         let socket = UdpSocket::bind((unspecified, 0)).unwrap();
         socket.connect(to).unwrap();
-        socket.set_read_timeout(Some(Duration::from_millis(500))).unwrap();
+        socket.set_read_timeout(Some(Duration::from_millis(300))).unwrap();
         Self(socket)
     }
 

@@ -102,9 +102,10 @@ impl Stage {
         self.lab.nodes().iter().for_each(|node| node.bridge_nf(on).unwrap());
     }
 
-    /// Endpoints and proxies follow what the manifests say.
+    /// Endpoints, agents and proxies follow what the manifests say.
     pub fn refresh(&self) {
         self.lab.publish_endpoints().unwrap();
+        self.lab.settle().unwrap();
         self.lab.sync_proxies().unwrap();
     }
 

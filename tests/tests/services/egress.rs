@@ -81,22 +81,30 @@ pub fn of_mixed_backends_meets_only_the_allowed_one(stage: &Stage) {
     // Under which the client comes: its own, and (masqueraded) that of its node in the overlay.
     let node = stage.lab.node(1);
     let sources = Family::BOTH.map(|family| [stage.pod("client").ip(family), node.overlay(family)]);
+    let denied = [stage.pod("far-b"), stage.pod("local")];
     let heard = || {
-        let far_b = stage.pod("far-b");
-        sources.as_flattened().iter().map(|source| far_b.heard_from(*source)).collect::<Vec<_>>()
+        let sources = sources.as_flattened().iter();
+        sources.map(|source| denied.each_ref().map(|pod| pod.heard_from(*source))).collect::<Vec<_>>()
     };
+    let here_and_there =
+        ["far-a", "local"].map(|pod| Family::BOTH.map(|family| (stage.pod(pod).ip(family), 8080)));
+    stage.place("shop/moving", here_and_there.as_flattened());
+    stage.refresh();
     let before = heard();
     for bridge_nf in [true, false] {
         stage.bridge_nf(bridge_nf);
-        let seen = outcomes(stage, "shop/both", &WAYS, &DOORS, 20);
-        assert_eq!(seen, BTreeSet::from([Outcome::Reached, Outcome::Silent]), "bridge-nf {bridge_nf}");
+        for service in ["shop/both", "shop/moving"] {
+            let seen = outcomes(stage, service, &WAYS, &DOORS, 20);
+            let mixed = BTreeSet::from([Outcome::Reached, Outcome::Silent]);
+            assert_eq!(seen, mixed, "{service}, bridge-nf {bridge_nf}");
+        }
     }
     // Who keeps a backend keeps its verdict.
     for way in WAYS {
         let first = outcomes(stage, "shop/sticky", &[way], &[Door::Cluster], 1);
         assert_eq!(outcomes(stage, "shop/sticky", &[way], &[Door::Cluster], 5), first, "{way:?}");
     }
-    assert_eq!(heard(), before, "far-b has heard nothing from {sources:?}");
+    assert_eq!(heard(), before, "nobody else has heard from {sources:?}");
     let blocked = |transport| Blocked {
         node: "node-1".into(),
         source: "shop/client".into(),
@@ -136,7 +144,10 @@ pub fn to_backends_that_are_no_pods_is_for_all_of_them_or_none(stage: &Stage) {
     let node = Family::BOTH.map(|family| (stage.lab.node(2).ip(family), 6443));
     let admitted = |port: u16| {
         let blocks = node.map(|(ip, _)| block(ip));
-        set_egress(stage, &json!([{"to": blocks, "ports": ports(&json!(port), &json!(port))}]));
+        set_egress(
+            stage,
+            &json!([{"to": blocks, "ports": ports(&json!(port), &json!(port))}, {"to": [pods("copy", "a")]}]),
+        );
     };
     let world = [IpAddr::from(WORLD_V4), IpAddr::from(WORLD_V6)].map(|ip| (ip, 6443));
     admitted(6443);
@@ -148,6 +159,10 @@ pub fn to_backends_that_are_no_pods_is_for_all_of_them_or_none(stage: &Stage) {
         rows.extend(through(&DOORS, "client", "shop/moving", Outcome::Silent));
         rows
     });
+    let pod = Family::BOTH.map(|family| (stage.pod("far-a").ip(family), 6443));
+    stage.place("shop/moving", &[pod, world].concat());
+    stage.refresh();
+    stage.expect("a pod beside the world", &through(&DOORS, "client", "shop/moving", Outcome::Silent));
     stage.place("shop/moving", &node);
     stage.refresh();
     stage.expect(

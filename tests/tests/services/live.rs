@@ -11,11 +11,27 @@ use serde_json::json;
 use crate::{
     flat::{self, Conversation},
     policed::{DOORS, pods, set_egress},
-    stage::{Door, Row, Stage},
+    stage::{Door, Stage},
 };
 
 /// What was under way when a change came into force has arrived by then, on a loaded machine.
 const UNDER_WAY: Duration = Duration::from_millis(100);
+
+pub fn fragments_follow_the_verdict(stage: &Stage) {
+    set_egress(stage, &json!([{"to": [pods("copy", "a"), pods("app", "local")]}]));
+    let client = stage.pod("client");
+    for (service, doors, admitted) in [
+        ("shop/far-a", &DOORS[..], true),
+        ("shop/local", &DOORS[..], true),
+        ("shop/far-b", &DOORS[..1], false),
+    ] {
+        for (door, family) in doors.iter().flat_map(|door| Family::BOTH.map(|family| (*door, family))) {
+            let to = stage.at(service, door, family, Transport::Udp);
+            let answered = Conversation::start(&client, to).is_answered_in_pieces();
+            assert_eq!(answered, admitted, "{service} {door:?} {family}");
+        }
+    }
+}
 
 pub fn endpoints_may_change(stage: &Stage) {
     set_egress(stage, &json!([{"to": [pods("app", "far")]}]));
@@ -49,26 +65,51 @@ pub fn an_old_conversation_is_no_way_to_a_new_backend(stage: &Stage) {
     assert_eq!(answered(), [true; 2], "the new backend is allowed");
 }
 
-pub fn tightening_cuts(stage: &Stage) {
-    set_egress(stage, &json!([{"to": [pods("app", "far"), pods("app", "local")]}]));
-    let rows: Vec<Row> = ["shop/far-a", "shop/far-b", "shop/local"]
-        .into_iter()
-        .flat_map(|service| DOORS.map(|door| ("client", service, door, Outcome::Reached)))
-        .collect();
-    stage.expect("egress to all backends", &rows);
+/// Conversations of both kinds with far-a, far-b and local, through every door, in both families.
+type Live = Vec<((&'static str, Door, Family), Stream, Conversation)>;
+
+fn converse(stage: &Stage) -> Live {
     let client = stage.pod("client");
-    let ways: Vec<_> = rows
-        .iter()
-        .flat_map(|(_, service, door, _)| Family::BOTH.map(|family| (*service, *door, family)))
-        .collect();
-    let live = ways.into_iter().map(|(service, door, family)| {
+    let services = ["shop/far-a", "shop/far-b", "shop/local"].into_iter();
+    let ways = services
+        .flat_map(|service| DOORS.map(|door| (service, door)))
+        .flat_map(|(service, door)| Family::BOTH.map(|family| (service, door, family)));
+    let begin = |(service, door, family)| {
         let at = |transport| stage.at(service, door, family, transport);
         let stream = Stream::start(client.netns(), at(Transport::Tcp), Duration::from_millis(2)).unwrap();
         let datagrams = Conversation::start(&client, at(Transport::Udp));
         assert!(datagrams.is_answered(), "{service} {door:?} {family}");
         ((service, door, family), stream, datagrams)
-    });
-    let live: Vec<_> = live.collect();
+    };
+    ways.map(begin).collect()
+}
+
+/// Services work while the agent is gone and when another one has taken over, and no conversation suffers.
+pub fn nothing_notices_a_new_agent(stage: &Stage) {
+    set_egress(stage, &json!([{"to": [pods("app", "far"), pods("app", "local")]}]));
+    let live = converse(stage);
+    let rows = [
+        ("client", "shop/far-a", Door::Cluster, Outcome::Reached),
+        ("client", "shop/local", Door::External, Outcome::Reached),
+        ("client", "shop/outside", Door::Cluster, Outcome::Silent),
+    ];
+    let agent = stage.lab.agent(1);
+    agent.kill9();
+    stage.expect("without the agent", &rows);
+    assert!(live.iter().all(|(_, _, datagrams)| datagrams.is_answered()));
+    agent.start().unwrap();
+    stage.lab.settle().unwrap();
+    stage.expect("with a new agent", &rows);
+    for (way, stream, datagrams) in live {
+        assert!(datagrams.is_answered(), "{way:?}");
+        let report = stream.stop();
+        assert_eq!((report.broken.clone(), report.retransmitted), (None, 0), "{way:?}: {report:?}");
+    }
+}
+
+pub fn tightening_cuts(stage: &Stage) {
+    set_egress(stage, &json!([{"to": [pods("app", "far"), pods("app", "local")]}]));
+    let live = converse(stage);
     thread::sleep(UNDER_WAY);
     set_egress(stage, &json!([{"to": [pods("copy", "b")]}]));
     let in_force = Instant::now();

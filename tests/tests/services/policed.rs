@@ -30,7 +30,12 @@ fn policed(mode: ProxyMode) {
     let stage = Stage::raise(Plan::bulkhead().proxy(mode));
     both_bridges(&stage, "without a policy, as the flat network", flat::rows);
     flat::own_node(&stage, Outcome::Reached);
+    tenants_stay_apart(&stage);
     egress::means_the_backend_at_its_own_port(&stage);
+    if mode == ProxyMode::Iptables {
+        let far_b = ("client", "shop/far-b", Door::Gateway, Outcome::Silent);
+        stage.expect("by the gateway", &[far_b, ("client", "shop/far-a", Door::Gateway, Outcome::Reached)]);
+    }
     egress::is_never_about_the_address_of_the_service(&stage);
     egress::by_named_port_and_by_address(&stage);
     egress::of_mixed_backends_meets_only_the_allowed_one(&stage);
@@ -40,9 +45,28 @@ fn policed(mode: ProxyMode) {
     ingress::means_the_client_behind_the_masquerading(&stage);
     // A live conversation would notice a change of these settings by itself.
     stage.bridge_nf(true);
+    live::fragments_follow_the_verdict(&stage);
     live::endpoints_may_change(&stage);
     live::an_old_conversation_is_no_way_to_a_new_backend(&stage);
+    live::nothing_notices_a_new_agent(&stage);
     live::tightening_cuts(&stage);
+}
+
+fn tenants_stay_apart(stage: &Stage) {
+    let label = |tenants: [&[(&str, &str)]; 2]| {
+        stage.lab.namespace("shop", tenants[0]).unwrap();
+        stage.lab.namespace("rival", tenants[1]).unwrap();
+        stage.lab.settle().unwrap();
+    };
+    label([&[("bulkhead.io/tenant", "blue")], &[("bulkhead.io/tenant", "red")]]);
+    both_bridges(stage, "two tenants", |_| {
+        let mut rows = through(&DOORS, "intruder", "shop/local", Outcome::Silent);
+        rows.extend(through(&DOORS, "intruder", "shop/far-a", Outcome::Silent));
+        rows.extend(through(&DOORS, "client", "shop/far-a", Outcome::Reached));
+        rows.extend(through(&MASQUERADED, "client", "shop/local", Outcome::Reached));
+        rows
+    });
+    label([&[], &[]]);
 }
 
 pub fn both_bridges(stage: &Stage, when: &str, rows: impl Fn(bool) -> Vec<Row>) {

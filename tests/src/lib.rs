@@ -1,11 +1,11 @@
 //! A cluster to experiment on: flannel-shaped nodes in network namespaces of one machine.
 //!
 //! ```text
-//! netns ─▶ node ─▶ topology (Lab) ◀─ agent      what is there
-//!          chain ─▶ pod ◀─ kubelet              what starts
-//!          server ◀─▶ probe ─▶ matrix, survey, traffic
-//!                     raw ─▶ sniffer    what is asked
-//!          bench                               what it costs
+//! netns ─▶ node ─▶ topology (Lab) ◀─ agent              what is there
+//!          chain ─▶ pod ◀─ kubelet, objects             what starts, and what holds
+//!          server ◀─▶ probe ─▶ matrix, survey, traffic  what is asked
+//!                       raw ─▶ sniffer                  what is made by hand, and what arrives
+//!          bench                                        what it costs
 //! ```
 //!
 //! Everything that a [`Lab`] makes carries its name and goes when it is dropped, also by a panic; what a killed
@@ -21,6 +21,7 @@ pub mod kubelet;
 pub mod matrix;
 pub mod netns;
 pub mod node;
+pub mod objects;
 pub mod patience;
 pub mod pod;
 pub mod probe;

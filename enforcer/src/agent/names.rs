@@ -1,13 +1,17 @@
 //! What the flow log calls things: the index and the numbers, turned into a snapshot for the flow task.
 
-use std::{collections::BTreeMap, net::IpAddr, sync::Arc};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    net::IpAddr,
+    sync::Arc,
+};
 
 use tokio::sync::watch;
 
 use super::node::Node;
 use crate::{
     cluster::{
-        Owner, Touched,
+        Frontend, Index, Owner, ServiceNames, Touched,
         object::{Key, Kind, NetworkPolicy, ObjectRef, Pod},
     },
     datapath::Plan,
@@ -25,18 +29,25 @@ pub struct Publisher {
     watcher: Watcher,
     /// Grants below this number have been told; `None`: what the last snapshot lacks is not known.
     told: Option<u32>,
+    services: ServiceNames,
     /// Manifests have changed since policies' places were last looked at.
     moved: bool,
 }
 
 impl Publisher {
     pub fn new(names: watch::Sender<Arc<Names>>, watcher: Watcher) -> Self {
-        Self { names, watcher, told: None, moved: false }
+        Self { names, watcher, told: None, services: ServiceNames::default(), moved: false }
     }
 
     /// Changes have been missed: the next snapshot is made from everything.
     pub fn forget(&mut self) {
         self.told = None;
+    }
+
+    /// Must be told of every change, whether or not its names are published; tells where a Service's name may
+    /// be another.
+    pub fn follow_services(&mut self, index: &Index, touched: &Touched) -> BTreeSet<Frontend> {
+        self.services.follow(index, touched)
     }
 
     /// Manifests have changed, so a policy may stand at another line though it says the same.
@@ -55,13 +66,19 @@ impl Publisher {
 impl Node {
     /// Hands the flow log the names of all that will hold when `plan` is carried out. What the last snapshot
     /// held besides stays known for a while.
-    pub(super) fn publish_names(&mut self, touched: &Touched, plan: &Plan) {
+    pub(super) fn publish_names(&mut self, touched: &Touched, renamed: &BTreeSet<Frontend>, plan: &Plan) {
         let now = clock::monotonic();
         let last = Arc::clone(&self.names.names.borrow());
-        let next = match self.names.told {
+        let mut next = match self.names.told {
             None => last.next(self.tables_of_names(plan), now),
             Some(told) => self.edited_names(Names::clone(&last), touched, plan, told, now),
         };
+        for at in renamed.iter().copied() {
+            match self.names.services.name(&at) {
+                Some(service) => _ = next.services.set(at, Arc::new(service.clone()), now),
+                None => next.services.remove(&at, now),
+            }
+        }
         self.names.names.send_replace(Arc::new(next));
         self.names.told = Some(self.tables.numbers().grants.next());
     }
@@ -121,6 +138,12 @@ impl Node {
             grants: numbers.grants.iter().map(|(number, grant)| (number, Arc::clone(grant))).collect(),
             rule_sets: numbers.rule_sets.iter().map(|(number, rules)| (number, Arc::clone(rules))).collect(),
             policies: self.index.policies().map(|p| (p.key.clone(), self.names.info(p))).collect(),
+            services: self
+                .names
+                .services
+                .iter()
+                .map(|(at, service)| (at, Arc::new(service.clone())))
+                .collect(),
             pod_networks: self.index.pod_networks().into_iter().collect(),
         }
     }

@@ -232,10 +232,11 @@ impl Node {
             .collect();
         self.health.updates += 1;
         let touched = self.index.take_touched();
+        let renamed = self.names.follow_services(&self.index, &touched);
         let planned = self.tables.plan(&mut self.compiler, &self.index, &touched, &locals);
         let plan = planned.inspect_err(|_| self.names.forget())?;
         // Names first: no event may come from a number that the flow log cannot resolve.
-        self.publish_names(&touched, &plan);
+        self.publish_names(&touched, &renamed, &plan);
         self.tables.carry_out(plan)
     }
 

@@ -29,7 +29,7 @@ pub struct Links {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Interface {
     pub name: String,
-    /// Frames on it begin with an Ethernet header. (WireGuard's packets do not.)
+    /// Frames on it begin with an Ethernet header. (`WireGuard` packets have none.)
     pub ethernet: bool,
 }
 

@@ -69,6 +69,8 @@ fn flat(mode: ProxyMode) {
         let nodes_own = stage.lab.node(1).ip(family);
         assert!(stage.world.heard_from(nodes_own) > 0, "flannel masquerades what leaves the pod network");
         assert_eq!(stage.world.heard_from(client.ip(family)), 0, "{family}");
+        let far_a = stage.at("shop/far-a", Door::Cluster, family, Transport::Udp);
+        assert!(Conversation::start(&client, far_a).is_answered_in_pieces(), "{family}");
         // A headless Service is the address of the pod.
         let pod = SocketAddr::new(local.ip(family), 8080);
         assert_eq!(attempt(client.netns(), pod, Transport::Tcp, PATIENCE).unwrap(), Outcome::Reached);
@@ -206,11 +208,21 @@ impl Conversation {
         let unspecified = if to.is_ipv4() { IpAddr::from([0; 4]) } else { IpAddr::from([0; 16]) };
         let socket = UdpSocket::bind((unspecified, 0)).unwrap();
         socket.connect(to).unwrap();
-        socket.set_read_timeout(Some(Duration::from_millis(500))).unwrap();
+        socket.set_read_timeout(Some(Duration::from_millis(300))).unwrap();
         Self(socket)
     }
 
     pub fn is_answered(&self) -> bool {
-        self.0.send(b"still there?").is_ok() && self.0.recv(&mut [0; 16]).is_ok()
+        self.echoes(12)
+    }
+
+    /// As above, with a datagram that goes there and back in fragments.
+    pub fn is_answered_in_pieces(&self) -> bool {
+        self.echoes(4000)
+    }
+
+    fn echoes(&self, length: usize) -> bool {
+        let answer = self.0.send(&vec![7; length]).and_then(|_| self.0.recv(&mut [0; 5000]));
+        answer.is_ok_and(|received| received == length)
     }
 }

@@ -4,6 +4,9 @@
 //! with traffic that it does not.
 #![expect(clippy::unwrap_used, reason = "tests")]
 
+mod egress;
 mod flat;
+mod ingress;
+mod live;
 mod policed;
 mod stage;

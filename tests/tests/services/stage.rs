@@ -54,6 +54,8 @@ pub enum Door {
     Balancer,
     /// A port of this node.
     NodePort(u8),
+    /// The same by the address that node 1 has on the bridge. kube-proxy's nftables mode leaves it alone.
+    Gateway,
 }
 
 /// Who asks which Service by which address, and what comes of it, in both families over both transports.
@@ -69,7 +71,7 @@ pub struct Stage {
 impl Stage {
     pub fn raise(plan: Plan) -> Self {
         let lab = plan.raise().unwrap();
-        for namespace in ["shop", "default"] {
+        for namespace in ["shop", "rival", "default"] {
             lab.namespace(namespace, &[]).unwrap();
         }
         // The ports have one name and two numbers.
@@ -78,6 +80,7 @@ impl Stage {
             pod("shop/stranger", 1, &[("app", "stranger")], 8080),
             pod("shop/local", 1, &[("app", "local")], 8080),
             pod("shop/far-a", 2, &[("app", "far"), ("copy", "a")], 8080),
+            pod("rival/intruder", 1, &[], 8080),
             pod("shop/far-b", 2, &[("app", "far"), ("copy", "b")], 9090),
         ])
         .unwrap();
@@ -102,9 +105,10 @@ impl Stage {
         self.lab.nodes().iter().for_each(|node| node.bridge_nf(on).unwrap());
     }
 
-    /// Endpoints and proxies follow what the manifests say.
+    /// Endpoints, agents and proxies follow what the manifests say.
     pub fn refresh(&self) {
         self.lab.publish_endpoints().unwrap();
+        self.lab.settle().unwrap();
         self.lab.sync_proxies().unwrap();
     }
 
@@ -185,12 +189,16 @@ impl Stage {
             Door::Cluster => ([10, 96, 0, n], [0xfd00, 0x10, 0x96, 0, 0, 0, 0, n.into()]),
             Door::External => ([203, 0, 113, n], [0xfd00, 0x203, 0x113, 0, 0, 0, 0, n.into()]),
             Door::Balancer => ([198, 51, 100, n], [0xfd00, 0x198, 0x51, 0x100, 0, 0, 0, n.into()]),
-            Door::NodePort(node) => {
+            Door::NodePort(_) | Door::Gateway => {
                 let port = match transport {
                     Transport::Tcp => 30_000,
                     Transport::Udp => 31_000,
                 };
-                return SocketAddr::new(self.lab.node(node).ip(family), port + u16::from(n));
+                let ip = match door {
+                    Door::NodePort(node) => self.lab.node(node).ip(family),
+                    _ => self.lab.node(1).gateway(family),
+                };
+                return SocketAddr::new(ip, port + u16::from(n));
             }
         };
         let ip = match family {

@@ -1,4 +1,4 @@
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 
 use super::{objects, problems, yaml};
 use crate::cluster::compact::Set;

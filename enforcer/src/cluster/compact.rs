@@ -55,6 +55,11 @@ impl<T: Ord> Set<T> {
         true
     }
 
+    /// For edits that do not change how items compare.
+    pub(super) fn iter_mut(&mut self) -> impl Iterator<Item = &mut T> {
+        self.0.iter_mut()
+    }
+
     /// Whether it was there.
     pub fn remove(&mut self, item: &T) -> bool {
         let Ok(place) = self.0.binary_search(item) else { return false };
@@ -211,7 +216,8 @@ impl IntoIterator for Labels {
     type IntoIter = std::vec::IntoIter<(Text, Text)>;
 
     fn into_iter(self) -> Self::IntoIter {
-        self.0.to_vec().into_iter()
+        let pairs: Vec<_> = self.0.iter().cloned().collect();
+        pairs.into_iter()
     }
 }
 
@@ -237,12 +243,11 @@ impl<T> Default for Shared<T> {
 impl<T: Holds> Shared<T> {
     /// Puts the known equal in its place, if there is one.
     pub fn share(&mut self, value: &mut T) {
-        match self.known.get(value) {
-            Some(known) => value.clone_from(known),
-            None => {
-                self.sweep();
-                self.known.insert(value.clone());
-            }
+        if let Some(known) = self.known.get(value) {
+            value.clone_from(known);
+        } else {
+            self.sweep();
+            self.known.insert(value.clone());
         }
     }
 

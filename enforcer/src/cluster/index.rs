@@ -16,7 +16,7 @@ use super::{
     compact::{Set, Shared, Text},
     object::{
         EndpointSlice, Key, Kind, Labels, NAMESPACE_NAME_LABEL, Namespace, NetworkPolicy, Node, Object,
-        ObjectRef, Pod,
+        ObjectRef, Operator, Peer, Pod, Requirement,
     },
     service::Services,
     touched::Touched,
@@ -111,7 +111,8 @@ impl Index {
                 let changed = replace(&mut self.namespaces, name.clone(), namespace);
                 self.touch_namespace(name, changed)
             }
-            Object::NetworkPolicy(policy) => {
+            Object::NetworkPolicy(mut policy) => {
+                self.share_policy(&mut policy);
                 let key = policy.key.clone();
                 let changed = replace(&mut self.policies, key.clone(), policy);
                 self.touch_policy(key, changed)
@@ -384,6 +385,25 @@ impl Index {
         self.texts.share(&mut pod.key.namespace);
         let workload = pod.workload.iter_mut().flat_map(|workload| [&mut workload.kind, &mut workload.name]);
         pod.node.iter_mut().chain(workload).for_each(|text| self.texts.share(text));
+    }
+
+    /// Policies have their keys and values in common with one another and with pods.
+    fn share_policy(&mut self, policy: &mut NetworkPolicy) {
+        self.texts.share(&mut policy.key.namespace);
+        self.labels.share(&mut policy.labels);
+        let rules = [&mut policy.ingress, &mut policy.egress].into_iter().flatten().flatten();
+        let peers = rules.flat_map(|rule| &mut rule.peers).flat_map(|peer| match peer {
+            Peer::Pods { namespaces, pods } => [namespaces.as_mut(), Some(pods)],
+            Peer::Block(_) => [None, None],
+        });
+        for selector in peers.flatten().chain([&mut policy.subjects]) {
+            for Requirement { key, operator } in selector.requirements.iter_mut() {
+                self.texts.share(key);
+                if let Operator::In(values) | Operator::NotIn(values) = operator {
+                    values.iter_mut().for_each(|value| self.texts.share(value));
+                }
+            }
+        }
     }
 
     fn touch_services(&mut self, keys: impl IntoIterator<Item = Key>, changed: bool) -> bool {

@@ -187,7 +187,9 @@ impl<'a> Draft<'a> {
                 self.identity(&policy.identity);
             }
         }
-        rule_sets.into_iter().for_each(|rule_set| self.write_rules(rule_set));
+        for rule_set in rule_sets {
+            self.write_rules(rule_set);
+        }
         self.move_addresses(addresses)
     }
 
@@ -369,7 +371,9 @@ impl<'a> Draft<'a> {
         moved: bool,
     ) {
         let gone: Vec<u32> = self.endpoints.keys().filter(|i| !locals.contains_key(i)).copied().collect();
-        gone.into_iter().for_each(|ifindex| self.push(Op::RemoveEndpoint(ifindex)));
+        for ifindex in gone {
+            self.push(Op::RemoveEndpoint(ifindex));
+        }
         for local in locals.values() {
             let actual = self.endpoints.get(&local.ifindex).copied().filter(|e| e.id == local.id);
             let mut desired = match self.is_as_placed(local, changed) {

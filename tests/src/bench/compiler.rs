@@ -5,6 +5,7 @@ use std::{
     collections::BTreeMap,
     fs,
     net::{IpAddr, Ipv4Addr},
+    sync::Arc,
     time::{Duration, Instant},
 };
 
@@ -19,6 +20,7 @@ use bulkhead::{
         },
     },
     datapath::{DatapathError, Image, Local, Op, Sizes, Tables, kernel::Kernel},
+    flow::names::{Names, Party, Who},
     policy::{Compiler, Settings},
 };
 use clap::Args;
@@ -81,6 +83,9 @@ pub fn run(options: &Options) -> Result<()> {
     row("everything, from nothing", vec![bench.update()?]);
     row("nothing", vec![bench.update()?]);
     let memory = (allocated(), resident()?.saturating_sub(empty));
+    let names = bench.names();
+    let with_names = (allocated(), resident()?.saturating_sub(empty));
+    drop(names);
     for (name, change) in CHANGES {
         let samples = (0..options.rounds).map(|round| {
             change(&mut bench, round);
@@ -94,6 +99,7 @@ pub fn run(options: &Options) -> Result<()> {
     );
     println!("{table}");
     println!("memory: {} MB allocated, {} MB resident", memory.0, memory.1);
+    println!("with the flow log's names: {} MB allocated, {} MB resident", with_names.0, with_names.1);
     println!(
         "after the changes: {} MB allocated, {} MB resident",
         allocated(),
@@ -187,6 +193,25 @@ impl Bench {
         Ok(bench)
     }
 
+    /// What the flow log calls every pod, as the agent tells it.
+    fn names(&self) -> Names {
+        let image = self.tables.actual();
+        let party = |pod: &Pod, address: IpAddr| {
+            let who = Who::Pod {
+                key: pod.key.clone(),
+                labels: pod.labels.clone(),
+                workload: pod.workload.clone(),
+                endpoint: 0,
+            };
+            Party { who, identity: image.peers.get(&address).map_or(0, |peer| peer.identity), tenant: None }
+        };
+        let mut names = Names::default();
+        for (pod, address) in self.index.pods().flat_map(|pod| pod.ips.iter().map(move |ip| (pod, *ip))) {
+            names.parties.set(address, Arc::new(party(pod, address)), 0);
+        }
+        names
+    }
+
     /// As the agent does: from the index to the kernel.
     fn update(&mut self) -> Result<(Duration, usize)> {
         let before = self.tables.kernel().writes;
@@ -237,7 +262,7 @@ impl Bench {
             except: Set::new(),
         });
         let mut peers = vec![near, team];
-        if number % 5 == 0 {
+        if number.is_multiple_of(5) {
             peers.push(office);
         }
         let ingress = Rule { index: 0, peers, ports: vec![tcp(8080)] };
@@ -248,14 +273,14 @@ impl Bench {
             labels: Labels::new(),
             subjects: label("app", &format!("app-{}", app % 10)),
             ingress: Some(vec![ingress]),
-            egress: (number % 2 == 0).then(|| vec![egress]),
+            egress: (number.is_multiple_of(2)).then(|| vec![egress]),
             defects: Vec::new(),
         }
     }
 
     fn with_key(&mut self, key: &str, round: u32) {
         let mut policy = self.policy(3);
-        if round % 2 == 0 {
+        if round.is_multiple_of(2) {
             let peer = Peer::Pods { namespaces: None, pods: label(key, "yes") };
             policy.ingress.iter_mut().flatten().for_each(|rule| rule.peers.push(peer.clone()));
         }

@@ -106,7 +106,7 @@ impl Life {
     }
 
     /// The same cluster in an empty kernel, by an agent that has never seen another.
-    fn from_scratch(&self, settings: &Settings) -> BTreeMap<u32, Vec<bool>> {
+    fn anew(&self, settings: &Settings) -> BTreeMap<u32, Vec<bool>> {
         let mut tables = Tables::open(Model::default(), None).expect("opened");
         let mut compiler = Compiler::new(settings.clone());
         // A pod that has left the index keeps what it had: nothing from scratch can know that.
@@ -165,7 +165,7 @@ proptest! {
             }
             life.update().expect("written");
             let now = life.now();
-            for (ifindex, want) in life.from_scratch(settings) {
+            for (ifindex, want) in life.anew(settings) {
                 prop_assert_eq!(&now[&ifindex], &want, "interface {} of {}: {:#?}", ifindex, seed, told);
             }
             prop_assert_eq!(&now.keys().collect::<Vec<_>>(), &life.interfaces.up.keys().collect::<Vec<_>>());

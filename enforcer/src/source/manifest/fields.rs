@@ -104,7 +104,7 @@ impl<'v> Fields<'v> {
             let at = At { value, path: fields.path.key(name) };
             let text = if value.is_null() { Ok("") } else { at.string() };
             match text.and_then(|text| check_label(name, text).map(|()| text).map_err(|e| at.fault(e))) {
-                Ok(text) => _ = labels.insert(name.clone(), text.to_owned()),
+                Ok(text) => labels.insert(name.as_str(), text),
                 Err(fault) => faults.push((name.clone(), fault)),
             }
         }

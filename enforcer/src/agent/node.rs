@@ -215,21 +215,28 @@ impl Node {
     /// Rules that nothing reaches any more may take up the room that is missing.
     fn update_or_make_room(&mut self) -> Result<Written, DatapathError> {
         let updated = self.update();
-        if !matches!(updated, Err(DatapathError::Full { .. })) || self.updated.elapsed() <= PACKET_UNDER_WAY {
+        if !matches!(updated, Err(DatapathError::Full { .. })) {
             return updated;
         }
-        self.tables.tidy()?;
-        self.update()
+        let retried = if self.updated.elapsed() > PACKET_UNDER_WAY {
+            self.tables.tidy()?;
+            self.update()
+        } else {
+            updated
+        };
+        if retried.is_err() {
+            self.tables.withdraw(self.compiler.compiled(), &self.locals())?;
+        }
+        retried
+    }
+
+    fn locals(&self) -> BTreeMap<u32, Local> {
+        let own = self.endpoints.iter().map(Endpoint::local).map(|local| (local.ifindex, local));
+        own.chain(self.orphans.clone()).collect()
     }
 
     fn update(&mut self) -> Result<Written, DatapathError> {
-        let locals: BTreeMap<u32, Local> = self
-            .endpoints
-            .iter()
-            .map(Endpoint::local)
-            .map(|local| (local.ifindex, local))
-            .chain(self.orphans.clone())
-            .collect();
+        let locals = self.locals();
         self.health.updates += 1;
         let touched = self.index.take_touched();
         let renamed = self.names.follow_services(&self.index, &touched);

@@ -18,6 +18,7 @@ mod tests;
 mod tidy;
 mod transition;
 mod usage;
+mod withdrawal;
 
 use std::{
     collections::BTreeMap,
@@ -212,6 +213,18 @@ impl<K: Kernel> Tables<K> {
         self.save_numbers()?;
         self.unsure = false;
         Ok(written)
+    }
+
+    /// After a plan that was refused: takes away what must not stay, although what is to come has no room yet.
+    pub fn withdraw(
+        &mut self,
+        compiled: &Compiled,
+        locals: &BTreeMap<u32, Local>,
+    ) -> Result<Written, DatapathError> {
+        let ops = withdrawal::withdrawals(&self.actual, &mut self.numbers, compiled, locals);
+        self.unsure = true;
+        self.save_numbers()?;
+        self.write(&ops)
     }
 
     /// Removes rules that nothing can reach any more, and forgets their numbers. To be called some time

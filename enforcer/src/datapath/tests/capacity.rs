@@ -4,7 +4,10 @@ use super::{Model, Tables, cluster, locals};
 use crate::{
     cluster::{
         Index,
-        object::{IpBlock, Key, NetworkPolicy, Object, Peer, Port, Ports, Protocol, Rule, Selector},
+        object::{
+            IpBlock, Key, Kind, NetworkPolicy, Object, ObjectRef, Peer, Pod, Port, Ports, Protocol, Rule,
+            Selector,
+        },
     },
     datapath::{DatapathError, Sizes, Written},
     policy::{Compiler, Settings},
@@ -45,6 +48,10 @@ impl Small {
         let plan = small.tables.plan(&mut small.compiler, &small.index, &everything, &locals());
         small.tables.carry_out(plan.expect("it fits")).expect("written");
         small
+    }
+
+    fn pod(&self, name: &str) -> Pod {
+        self.index.pod(&Key::new("shop", name)).expect("a pod").clone()
     }
 
     fn update(&mut self) -> Result<Written, DatapathError> {
@@ -119,4 +126,38 @@ fn addresses_and_prefixes_have_limits_too() {
         full(Sizes { prefixes_v4: held.prefixes_v4, ..Sizes::UNLIMITED }, another),
         ("PREFIXES_V4", held.prefixes_v4 + 1, held.prefixes_v4)
     );
+}
+
+#[test]
+fn what_is_gone_goes_though_what_comes_finds_no_room() {
+    let mut small = Small::with(Sizes { rules: 40, ..Sizes::UNLIMITED });
+    let address = |text: &str| text.parse().expect("an address");
+    let (cart, reused, db) = (address("10.244.2.13"), address("10.244.2.14"), address("10.244.1.12"));
+    let generations = |small: &mut Small| -> Vec<u32> {
+        small.tables.actual().endpoints.values().map(|e| e.policy.generation()).collect()
+    };
+    let before = small.tables.kernel().now.clone();
+    let old_generations = generations(&mut small);
+
+    small.index.apply(Object::NetworkPolicy(policy("p", 60)));
+    small.index.delete(&ObjectRef { kind: Kind::Pod, key: Key::new("shop", "cart") });
+    small.index.delete(&ObjectRef { kind: Kind::Pod, key: Key::new("other", "web") });
+    let next = Pod { key: Key::new("shop", "next"), ips: [reused].into(), ..small.pod("db") };
+    small.index.apply(Object::Pod(next));
+    small.update().expect_err("too many rules");
+    assert_eq!(small.tables.kernel().now, before);
+
+    let mut here = locals();
+    let gone = here.pop_last().expect("two pods").0;
+    small.tables.withdraw(small.compiler.compiled(), &here).expect("written");
+    let now = small.tables.kernel().now.clone();
+    assert!(!now.peers.contains_key(&cart), "nobody has it");
+    assert!(!now.peers.contains_key(&reused), "a pod of another namespace had it");
+    assert_eq!(now.peers.get(&db), before.peers.get(&db), "whoever is still there stays");
+    assert_eq!((now.rules, now.endpoints.contains_key(&gone)), (before.rules, false));
+    assert!(generations(&mut small).iter().min() > old_generations.iter().max(), "judged again");
+
+    small.index.apply(Object::NetworkPolicy(policy("p", 3)));
+    small.update().expect("it fits again");
+    assert!(small.tables.actual().peers.contains_key(&reused));
 }

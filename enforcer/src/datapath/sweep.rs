@@ -13,7 +13,7 @@ const UDP: u8 = 17;
 const ICMP: u8 = 1;
 const ICMP6: u8 = 58;
 
-const VERDICT_SILENCE: Duration = Duration::from_secs(600);
+const VERDICT_SILENCE: Duration = Duration::from_mins(10);
 
 /// A clock tick of the connection table: 2^30 ns.
 const TICK: Duration = Duration::from_nanos(1 << 30);

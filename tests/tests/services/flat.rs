@@ -19,6 +19,8 @@ use lab::{
 use crate::stage::{Door, Row, Stage, WAYS};
 
 const PATIENCE: Duration = Duration::from_secs(5);
+/// How long an answer that must not come is waited for.
+const SILENCE: Duration = Duration::from_millis(300);
 
 /// What the Services do without any policy.
 pub fn rows(bridge_nf: bool) -> Vec<Row> {
@@ -208,20 +210,28 @@ impl Conversation {
         let unspecified = if to.is_ipv4() { IpAddr::from([0; 4]) } else { IpAddr::from([0; 16]) };
         let socket = UdpSocket::bind((unspecified, 0)).unwrap();
         socket.connect(to).unwrap();
-        socket.set_read_timeout(Some(Duration::from_millis(300))).unwrap();
         Self(socket)
     }
 
     pub fn is_answered(&self) -> bool {
-        self.echoes(12)
+        self.echoes(12, PATIENCE)
     }
 
-    /// As above, with a datagram that goes there and back in fragments.
+    pub fn is_silent(&self) -> bool {
+        !self.echoes(12, SILENCE)
+    }
+
+    /// With a datagram that goes there and back in fragments.
     pub fn is_answered_in_pieces(&self) -> bool {
-        self.echoes(4000)
+        self.echoes(4000, PATIENCE)
     }
 
-    fn echoes(&self, length: usize) -> bool {
+    pub fn is_silent_in_pieces(&self) -> bool {
+        !self.echoes(4000, SILENCE)
+    }
+
+    fn echoes(&self, length: usize, patience: Duration) -> bool {
+        self.0.set_read_timeout(Some(patience)).unwrap();
         let answer = self.0.send(&vec![7; length]).and_then(|_| self.0.recv(&mut [0; 5000]));
         answer.is_ok_and(|received| received == length)
     }

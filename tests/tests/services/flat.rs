@@ -60,7 +60,7 @@ fn services_of_a_flat_network_with_nftables() {
 }
 
 fn flat(mode: ProxyMode) {
-    let stage = Stage::raise(Plan::flat().proxy(mode));
+    let stage = Stage::raise(Plan::flat(), mode);
     for bridge_nf in [true, false] {
         stage.bridge_nf(bridge_nf);
         stage.expect(&format!("bridge-nf {bridge_nf}"), &rows(bridge_nf));

@@ -8,7 +8,7 @@ use std::{
 };
 
 use lab::{
-    Family, Lab, Outcome, Plan, Pod, PodSpec, Transport,
+    Family, Lab, Outcome, Plan, Pod, PodSpec, ProxyMode, Transport,
     matrix::{PATIENCE, SETTLES_WITHIN},
     netns::Netns,
     node::{WORLD_V4, WORLD_V6},
@@ -63,14 +63,15 @@ pub type Row = (&'static str, &'static str, Door, Outcome);
 
 pub struct Stage {
     pub lab: Lab,
+    pub mode: ProxyMode,
     /// What runs outside of pods: in the world, and on the nodes.
     pub world: Server,
     _nodes: Vec<Server>,
 }
 
 impl Stage {
-    pub fn raise(plan: Plan) -> Self {
-        let lab = plan.raise().unwrap();
+    pub fn raise(plan: Plan, mode: ProxyMode) -> Self {
+        let lab = plan.proxy(mode).raise().unwrap();
         for namespace in ["shop", "rival", "default"] {
             lab.namespace(namespace, &[]).unwrap();
         }
@@ -89,7 +90,7 @@ impl Stage {
         };
         let world = serve(lab.world(), 443);
         let nodes = lab.nodes().iter().map(|node| serve(node.netns(), 6443)).collect();
-        let stage = Self { lab, world, _nodes: nodes };
+        let stage = Self { lab, mode, world, _nodes: nodes };
         for (key, behind) in &SERVICES {
             stage.offer(key, behind);
         }

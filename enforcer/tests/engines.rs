@@ -22,7 +22,8 @@ fn clusters() -> u64 {
 
 #[test]
 fn kernel_compiler_and_a_naive_evaluator_agree_on_generated_clusters() {
-    let (mut asked, mut allowed, mut denied) = (0, 0, 0);
+    let (mut allowed, mut denied, mut translated) = (0, 0, [0, 0]);
+    let mut of_family = [0, 0];
     let case = Case::of(0, 0);
     let mut kernel = KernelEngine::new(Simulator::new(case.index(), case.settings));
     for seed in 0..clusters() {
@@ -37,13 +38,24 @@ fn kernel_compiler_and_a_naive_evaluator_agree_on_generated_clusters() {
                 continue;
             };
             assert_eq!(sides(have), sides(want), "{}\nkernel {have:?}\ncompiler {want:?}", context());
-            let naive = naive::answer(&case.objects, &case.settings, probe).map(|n| (n.egress, n.ingress));
-            assert_eq!(Some(sides(have)), naive, "{}: naive", context());
-            asked += 1;
+            let naive = naive::answer(&case.objects, &case.settings, probe).expect("it can be asked");
+            assert_eq!(sides(have), (naive.egress, naive.ingress), "{}: naive", context());
+            let flow = compiler.flow(probe).expect("it has an answer");
+            if let Some(passes) = naive.before_translation {
+                let side = kernel.before_translation(&flow).expect("a test run").expect("a Service");
+                assert_eq!(side.verdict == Verdict::Allow, passes, "{}: {side:?}", context());
+                translated[usize::from(passes)] += 1;
+            }
+            of_family[usize::from(flow.src.address.is_ipv6())] += 1;
             *if have.verdict == Verdict::Allow { &mut allowed } else { &mut denied } += 1;
         }
     }
-    println!("{asked} probes answered alike: {allowed} allowed, {denied} denied");
+    let [v4, v6] = of_family;
+    let asked = v4 + v6;
+    println!("{asked} probes answered alike ({v4} IPv4, {v6} IPv6): {allowed} allowed, {denied} denied");
+    let [stopped, passed] = translated;
+    println!("before translation {passed} passed and {stopped} stopped");
+    assert!(stopped > asked / 100 && passed > asked / 100, "Services must be among what is asked about");
     assert!(allowed > asked / 10 && denied > asked / 10, "the clusters must ask for both verdicts");
 }
 

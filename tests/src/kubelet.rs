@@ -9,19 +9,20 @@ use std::{
 
 use anyhow::{Context, Result};
 use serde::Deserialize;
-use serde_json::Value;
+use serde_json::{Value, json};
 
 /// A directory with one file per object. Files appear and change whole (written aside, then renamed).
 #[derive(Debug)]
 pub struct Manifests {
     dir: PathBuf,
     writes: AtomicU32,
+    marks: AtomicU32,
 }
 
 impl Manifests {
     pub(crate) fn create(dir: &Path) -> Result<Self> {
         fs::create_dir_all(dir)?;
-        Ok(Self { dir: dir.to_owned(), writes: AtomicU32::new(0) })
+        Ok(Self { dir: dir.to_owned(), writes: AtomicU32::new(0), marks: AtomicU32::new(0) })
     }
 
     pub fn dir(&self) -> &Path {
@@ -56,6 +57,15 @@ impl Manifests {
         let mut object = serde_yaml_ng::from_str(&text)?;
         change(&mut object);
         self.write_text(&file, &serde_json::to_string_pretty(&object)?)
+    }
+
+    /// Stores one more object of a kind that nobody uses, and tells how many there are.
+    pub(crate) fn mark(&self, kind: &str) -> Result<u32> {
+        let number = self.marks.fetch_add(1, Ordering::Relaxed) + 1;
+        let mark = |n| json!({"apiVersion": "v1", "kind": kind, "metadata": {"name": format!("mark-{n}")}});
+        let marks: Vec<_> = (1..=number).map(|n| mark(n).to_string()).collect();
+        self.write_text(&format!("{}-marks.yaml", kind.to_lowercase()), &marks.join("\n---\n"))?;
+        Ok(number)
     }
 
     /// All manifest files, by name.

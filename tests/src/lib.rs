@@ -1,12 +1,12 @@
 //! A cluster to experiment on: flannel-shaped nodes in network namespaces of one machine.
 //!
 //! ```text
-//! netns ─▶ node ─▶ topology (Lab) ◀─ agent      what is there
-//!          chain ─▶ pod ◀─ kubelet              what starts
-//!          endpoints ─▶ services ─▶ proxy       what stands behind a Service, and the way there
-//!          server ◀─▶ probe ─▶ matrix, survey, traffic
-//!                     raw ─▶ sniffer            what is asked
-//!          bench                               what it costs
+//! netns ─▶ node ─▶ topology (Lab) ◀─ agent              what is there
+//!          chain ─▶ pod ◀─ kubelet, objects             what starts, and what holds
+//!          endpoints ─▶ services ─▶ proxy               what stands behind a Service, and the way there
+//!          server ◀─▶ probe ─▶ matrix, survey, traffic  what is asked
+//!                       raw ─▶ sniffer                  what is made by hand, and what arrives
+//!          bench                                        what it costs
 //! ```
 //!
 //! Everything that a [`Lab`] makes carries its name and goes when it is dropped, also by a panic; what a killed
@@ -23,6 +23,7 @@ pub mod kubelet;
 pub mod matrix;
 pub mod netns;
 pub mod node;
+pub mod objects;
 pub mod patience;
 pub mod plan;
 pub mod pod;

@@ -12,19 +12,16 @@ use std::{
     thread,
 };
 
-use anyhow::{Context, Result, bail, ensure};
+use anyhow::{Context, Result, bail};
 use nix::mount::{MntFlags, MsFlags, mount, umount2};
-use serde_json::{Value, json};
 
 use crate::{
     agent::Agent,
     binaries,
     chain::Chain,
     kubelet::Manifests,
-    matrix::SETTLES_WITHIN,
     netns::{NETNS_DIR, Netns, remove_namespace, require_root},
     node::{Node, UNDERLAY_MTU, WORLD_V4, WORLD_V6},
-    patience::until,
     plan::Plan,
     pod::{Pod, PodSpec, Start},
     proxy::Proxy,
@@ -48,7 +45,6 @@ pub struct Lab {
     world: Netns,
     manifests: Manifests,
     pod_numbers: AtomicU32,
-    marks: AtomicU32,
     dir: LabDir,
 }
 
@@ -103,7 +99,6 @@ impl Lab {
             world,
             manifests,
             pod_numbers: AtomicU32::new(0),
-            marks: AtomicU32::new(0),
             dir,
         })
     }
@@ -152,14 +147,6 @@ impl Lab {
         &self.manifests
     }
 
-    /// Writes one Namespace with these labels.
-    pub fn namespace(&self, name: &str, labels: &[(&str, &str)]) -> Result<()> {
-        let labels: BTreeMap<_, _> = labels.iter().copied().collect();
-        self.manifests.write(
-            &json!({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": name, "labels": labels}}),
-        )
-    }
-
     /// Starts a pod the way the kubelet does: scheduled, wired by CNI ADD, then Running.
     pub fn start_pod(&self, spec: PodSpec) -> Result<Arc<Pod>> {
         self.start_pod_with(spec, Start::default())
@@ -206,43 +193,9 @@ impl Lab {
         self.pods.lock().expect("no pod start panics").values().cloned().collect()
     }
 
-    /// Writes every object of a YAML text (several documents allowed), as `kubectl apply` would store them.
-    pub fn apply(&self, yaml: &str) -> Result<Vec<Value>> {
-        self.manifests.apply(yaml)
-    }
-
-    /// Changes a stored object, as `kubectl edit` does; `key` as for [`Lab::delete`].
-    pub fn edit(&self, kind: &str, key: &str, change: impl FnOnce(&mut Value)) -> Result<()> {
-        self.manifests.edit(kind, key, change)
-    }
-
-    /// Waits until every agent has taken in the manifests as they are now, and so has its kernel.
-    ///
-    /// An agent that has read one more object of a kind that it only counts has read all that was there before.
-    pub fn settle(&self) -> Result<()> {
-        const KIND: &str = "ConfigMap";
-        let number = self.marks.fetch_add(1, Ordering::Relaxed) + 1;
-        let mark =
-            |n: u32| json!({"apiVersion": "v1", "kind": KIND, "metadata": {"name": format!("mark-{n}")}});
-        let marks: Vec<_> = (1..=number).map(|n| mark(n).to_string()).collect();
-        self.manifests.write_text(&format!("{}-marks.yaml", KIND.to_lowercase()), &marks.join("\n---\n"))?;
-        for agent in &self.agents {
-            let seen = |status: &Value| status["source"]["ignored"][KIND].as_u64().unwrap_or_default();
-            let status = until(SETTLES_WITHIN, || agent.status(), |status| seen(status) >= number.into())?;
-            ensure!(seen(&status) >= number.into(), "an agent has not seen the last change: {status:#}");
-            ensure!(status["datapath"]["error"].is_null(), "the kernel does not follow: {status:#}");
-        }
-        Ok(())
-    }
-
     /// Marks the lab as one that [`kept`] lists.
     pub fn keep(&self) -> Result<()> {
         Ok(fs::write(self.dir.path.join(KEPT), "")?)
-    }
-
-    /// Removes an object; `key` is `namespace/name`, or `name` for what has no namespace.
-    pub fn delete(&self, kind: &str, key: &str) -> Result<()> {
-        self.manifests.delete(kind, key)
     }
 }
 

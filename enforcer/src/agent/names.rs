@@ -72,6 +72,13 @@ impl Node {
             grants: numbers.grants.iter().map(|(grant, number)| (number, Arc::new(grant.clone()))).collect(),
             rule_sets: numbers.rule_sets.iter().map(|(rules, number)| (number, Arc::clone(rules))).collect(),
             policies: policies.collect(),
+            services: self
+                .index
+                .services()
+                .names(self.index.own_addresses())
+                .into_iter()
+                .map(|(at, service)| (at, Arc::new(service.clone())))
+                .collect(),
             pod_networks: self.index.pod_networks().into_iter().collect(),
         }
     }

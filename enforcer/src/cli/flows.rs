@@ -228,14 +228,16 @@ fn row(line: &Value) -> [String; 8] {
     }
 }
 
-/// `namespace/pod:port`, or the reserved name and the address.
+/// `namespace/pod:port`, or the reserved name or the Service, and the address.
 fn end(record: &Record, endpoint: &Endpoint, side: usize) -> String {
     let address = record.ip.as_ref().map(|ip| [ip.source, ip.destination][side].to_string());
+    let service = [&record.source_service, &record.destination_service][side];
     let mut name = if endpoint.pod_name.is_empty() {
-        let reserved = endpoint.labels.iter().find(|label| label.starts_with("reserved:"));
-        match (reserved, address) {
+        let reserved = endpoint.labels.iter().find(|label| label.starts_with("reserved:")).cloned();
+        let service = service.as_ref().map(|s| format!("service {}/{}", s.namespace, s.name));
+        match (reserved.or(service), address) {
             (Some(reserved), Some(address)) => format!("{reserved} {address}"),
-            (Some(name), None) => name.clone(),
+            (Some(name), None) => name,
             (None, Some(address)) => address,
             (None, None) => "unknown".into(),
         }
@@ -352,6 +354,15 @@ TIME                            SOURCE                               DESTINATION
 2026-01-02T03:04:06.000000000Z  5 records lost                                                  LOST                  this command was too slow
 ";
         assert_eq!(render_table(&records()), want);
+    }
+
+    #[test]
+    fn an_address_of_a_service_is_shown_as_the_service() {
+        let [mut flow, ..] = records();
+        flow["flow"]["destination"] = json!({"identity": 400});
+        flow["flow"]["destination_service"] = json!({"name": "cart", "namespace": "shop"});
+        let compact = render_compact(&flow);
+        assert!(compact.contains(" -x service shop/cart 10.244.1.3:80 "), "{compact}");
     }
 
     #[test]

@@ -30,6 +30,10 @@ use crate::{
 
 /// Answers from manifests alone whether connections would be allowed, and by which rule.
 ///
+/// A destination that is a Service's address and port, or the source's own node and a node port, is answered for
+/// every backend in full: allowed if all of them are; denied if there are none, or not all are, and then it is said
+/// how many are.
+///
 /// Exit status: 0 all probes are answered, 1 some cannot be answered, 2 nothing could be asked.
 #[derive(Clone, Debug, clap::Args)]
 #[command(group(clap::ArgGroup::new("question").required(true).args(["probes", "from", "matrix"])))]

@@ -368,7 +368,7 @@ pub(super) fn canonical(address: IpAddr) -> IpAddr {
     address.to_canonical()
 }
 
-fn only<T>(mut items: impl Iterator<Item = T>) -> Option<T> {
+pub(super) fn only<T>(mut items: impl Iterator<Item = T>) -> Option<T> {
     let first = items.next()?;
     items.next().is_none().then_some(first)
 }

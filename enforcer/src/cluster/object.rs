@@ -160,6 +160,11 @@ impl Protocol {
             Self::Sctp => 132,
         }
     }
+
+    /// `None`: not one of these.
+    pub fn of_number(number: u8) -> Option<Self> {
+        [Self::Tcp, Self::Udp, Self::Sctp].into_iter().find(|protocol| protocol.number() == number)
+    }
 }
 
 impl fmt::Display for Protocol {

@@ -13,7 +13,7 @@ use std::{
 use serde::{Deserialize, Serialize};
 
 use super::{
-    index::{canonical, replace},
+    index::{canonical, only, replace},
     object::{EndpointSlice, Key, Protocol, Service, ServicePort},
 };
 
@@ -132,6 +132,25 @@ impl Services {
         slices.filter_map(|key| self.slices.get(key)).flat_map(|slice| slice.backends(of, ipv4)).collect()
     }
 
+    /// Whose Service is reached at an address and port, or, where none is, served from there. Left out where
+    /// it may be several Services'. Endpoints of headless Services are named too.
+    pub fn names(&self, own_addresses: impl IntoIterator<Item = IpAddr>) -> BTreeMap<Frontend, &Key> {
+        let mut served: BTreeMap<Frontend, BTreeSet<&Key>> = BTreeMap::new();
+        for slice in self.slices() {
+            let Some((service, _)) = self.by_key.get_key_value(&slice.service_key()) else { continue };
+            for (address, port) in
+                slice.addresses.iter().flat_map(|a| slice.ports.iter().map(move |p| (a, p)))
+            {
+                let at = Frontend { address: canonical(*address), protocol: port.protocol, port: port.port };
+                served.entry(at).or_default().insert(service);
+            }
+        }
+        for (frontend, ports) in self.frontends(own_addresses) {
+            served.insert(frontend, ports.into_iter().map(|port| port.service).collect());
+        }
+        served.into_iter().filter_map(|(at, services)| Some((at, only(services.into_iter())?))).collect()
+    }
+
     /// Does the Service have backends that cannot be read?
     pub fn is_defective(&self, service: &Key) -> bool {
         let slices = self.slices_of.get(service).into_iter().flatten();
@@ -221,6 +240,43 @@ mod tests {
         assert_eq!(frontends(&services)[..2], of_both);
         assert!(services.remove_service(&Key::new("shop", "rival")));
         assert_eq!(frontends(&services), of_web);
+    }
+
+    #[test]
+    fn an_address_and_port_have_the_name_of_the_one_service_that_is_there() {
+        let mut services = Services::default();
+        services.set_service(service("web", &["10.96.0.10"], Some(30080)));
+        services.set_service(service("headless", &[], None));
+        services.set_service(service("rival", &["10.96.0.11"], None));
+        let tcp = |port| ("http", Protocol::Tcp, port);
+        for (name, service, address, port) in [
+            ("a", "web", "10.244.1.1", tcp(8080)),
+            ("b", "rival", "10.244.1.1", tcp(8080)),
+            ("c", "web", "10.244.1.2", tcp(8080)),
+            ("d", "headless", "10.244.1.3", tcp(5432)),
+            ("e", "rival", "10.96.0.10", tcp(80)),
+            ("f", "unknown", "10.244.1.4", tcp(80)),
+        ] {
+            services.set_slice(slice(name, service, &[address], port));
+        }
+        let own = "192.168.0.1".parse().expect("an address");
+        let names: Vec<_> = services
+            .names([own])
+            .iter()
+            .map(|(at, key)| format!("{} {} {key}", at.address, at.port))
+            .collect();
+        assert_eq!(
+            names,
+            [
+                "10.96.0.10 80 shop/web", // though it is a backend of the other
+                "10.96.0.10 81 shop/web",
+                "10.96.0.11 80 shop/rival",
+                "10.96.0.11 81 shop/rival",
+                "10.244.1.2 8080 shop/web",
+                "10.244.1.3 5432 shop/headless",
+                "192.168.0.1 30080 shop/web",
+            ]
+        );
     }
 
     #[test]

@@ -61,14 +61,38 @@ impl KernelEngine {
 
     pub fn answer(&mut self, probe: &Probe) -> Result<Answer, EngineError> {
         let flow = self.simulator.flow(probe)?;
-        // A new port for each probe: a new connection.
-        self.source_port = self.source_port.checked_add(1).unwrap_or(1).max(1024);
-        let egress = self.side(&flow, Direction::Egress)?;
-        let ingress = self.side(&flow, Direction::Ingress)?;
-        for node in self.nodes.values_mut() {
-            node.forget_connections()?;
+        let Some(translated) = self.simulator.translated(probe, &flow) else {
+            let [egress, ingress] = self.sides(&flow)?;
+            return Ok(Answer { verdict: egress.verdict.max(ingress.verdict), egress, ingress });
+        };
+        let mut sides = Vec::new();
+        for flow in &translated.flows {
+            let is_hairpin = flow.src.address == flow.dst.address;
+            // It needs a translated packet to tell it from one that never leaves the pod.
+            sides.push(if is_hairpin { self.simulator.hairpin(flow) } else { self.sides(flow)? });
         }
-        Ok(Answer { verdict: egress.verdict.max(ingress.verdict), egress, ingress })
+        Ok(translated.answer(&sides, self.before_translation(&flow)?))
+    }
+
+    /// What `from_pod` says to the packet while it still bears a Service's address; `None`: it bears none, or
+    /// no pod sends it.
+    pub fn before_translation(&mut self, flow: &Flow) -> Result<Option<Side>, EngineError> {
+        if self.simulator.before_translation(flow).is_none() {
+            return Ok(None);
+        }
+        let sides = self.side(flow, Direction::Egress);
+        self.forget_connections()?;
+        sides.map(Some)
+    }
+
+    fn sides(&mut self, flow: &Flow) -> Result<[Side; 2], EngineError> {
+        let sides = [self.side(flow, Direction::Egress)?, self.side(flow, Direction::Ingress)?];
+        self.forget_connections()?;
+        Ok(sides)
+    }
+
+    fn forget_connections(&mut self) -> Result<(), DatapathError> {
+        self.nodes.values_mut().try_for_each(NodeKernel::forget_connections)
     }
 
     fn side(&mut self, flow: &Flow, direction: Direction) -> Result<Side, EngineError> {
@@ -77,6 +101,8 @@ impl KernelEngine {
             Direction::Ingress => (&flow.dst, &flow.src),
         };
         let Some(endpoint) = &own.endpoint else { return Ok(evaluate::allow("not a pod")) };
+        // A new port for each question: a new connection.
+        self.source_port = self.source_port.checked_add(1).unwrap_or(1).max(1024);
         if !self.nodes.contains_key(&endpoint.node) {
             let compiled = self.simulator.compiled(endpoint.node.as_deref());
             let mut kernel = self.spare.pop().map_or_else(NodeKernel::load, Ok)?;

@@ -12,7 +12,10 @@ use super::{
     names::{LocalPod, Names, Party, PolicyInfo, Who},
 };
 use crate::{
-    cluster::object::{Key, Ports, Rule},
+    cluster::{
+        Frontend,
+        object::{Key, Ports, Protocol, Rule},
+    },
     policy::model::{Direction, DirectionRules, Grant, RuleSet},
 };
 
@@ -25,6 +28,8 @@ pub struct Flow {
     pub seen: Observation,
     pub source: Arc<Party>,
     pub destination: Arc<Party>,
+    /// Of source and destination: the Service by whose address, or by whose backend, the connection goes.
+    pub services: [Option<Arc<Key>>; 2],
     pub local: Option<Arc<LocalPod>>,
     pub decided: Decided,
 }
@@ -43,7 +48,9 @@ impl Flow {
     /// `wall` turns `CLOCK_MONOTONIC` nanoseconds into wall time.
     pub fn of(seen: Observation, names: &Names, wall: impl Fn(u64) -> Timestamp) -> Self {
         let local = names.endpoints.at(&seen.endpoint, seen.time).cloned();
-        let [source, destination] = parties(&seen, names, local.as_deref());
+        let services = services(&seen, names);
+        let parties = parties(&seen, names, local.as_deref());
+        let [source, destination] = [0, 1].map(|side| translated(&parties[side], services[side].as_ref()));
         Self {
             uuid: Uuid::new_v4(),
             time: wall(seen.time),
@@ -55,6 +62,7 @@ impl Flow {
             seen,
             source,
             destination,
+            services,
             local,
         }
     }
@@ -75,6 +83,26 @@ fn parties(seen: &Observation, names: &Names, local: Option<&LocalPod>) -> [Arc<
     match seen.local() {
         Side::Source => [ours(0), by_address(1, seen.remote_identity)],
         Side::Destination => [by_address(0, seen.remote_identity), ours(1)],
+    }
+}
+
+fn services(seen: &Observation, names: &Names) -> [Option<Arc<Key>>; 2] {
+    let at = |side: usize| {
+        let packet = seen.packet.as_ref()?;
+        let protocol = Protocol::of_number(packet.protocol)?;
+        let at = Frontend { address: packet.addresses[side], protocol, port: packet.ports[side] };
+        names.services.at(&at, seen.time).cloned()
+    };
+    [at(0), at(1)]
+}
+
+/// An address that nobody owns, but which a Service has.
+fn translated(party: &Arc<Party>, service: Option<&Arc<Key>>) -> Arc<Party> {
+    match (&party.who, service) {
+        (Who::Unmanaged | Who::World, Some(service)) => {
+            Arc::new(Party { who: Who::Service(Arc::clone(service)), ..Party::clone(party) })
+        }
+        _ => Arc::clone(party),
     }
 }
 

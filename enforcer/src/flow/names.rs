@@ -11,7 +11,10 @@ use ipnetwork::IpNetwork;
 use rpds::HashTrieMapSync;
 
 use crate::{
-    cluster::object::{Key, Labels, Workload},
+    cluster::{
+        Frontend,
+        object::{Key, Labels, Workload},
+    },
     policy::model::{Grant, RuleSet},
 };
 
@@ -29,6 +32,8 @@ pub struct Names {
     /// By rule set number.
     pub rule_sets: Known<u32, Arc<RuleSet>>,
     pub policies: Known<Key, Arc<PolicyInfo>>,
+    /// Services, by where they are reached or served.
+    pub services: Known<Frontend, Arc<Key>>,
     /// Where an address that nobody owns is an unknown pod's rather than the world's.
     pub pod_networks: Arc<[IpNetwork]>,
 }
@@ -56,6 +61,8 @@ pub enum Who {
     Host,
     RemoteNode,
     World,
+    /// An address that stands for a Service's backends.
+    Service(Arc<Key>),
     /// An address of the pod network that no known pod owns.
     Unmanaged,
     /// Not an IP packet, or unreadable.
@@ -99,6 +106,7 @@ impl Names {
         next.grants.become_all(tables.grants, now);
         next.rule_sets.become_all(tables.rule_sets, now);
         next.policies.become_all(tables.policies, now);
+        next.services.become_all(tables.services, now);
         next.pod_networks = tables.pod_networks.into();
         next.forget(now);
         next
@@ -112,6 +120,7 @@ impl Names {
         self.grants.forget(before);
         self.rule_sets.forget(before);
         self.policies.forget(before);
+        self.services.forget(before);
     }
 
     /// Who had the address at `time`. An address without an owner is told by the datapath's identity
@@ -146,6 +155,7 @@ pub struct Tables {
     pub grants: BTreeMap<u32, Arc<Grant>>,
     pub rule_sets: BTreeMap<u32, Arc<RuleSet>>,
     pub policies: BTreeMap<Key, Arc<PolicyInfo>>,
+    pub services: BTreeMap<Frontend, Arc<Key>>,
     pub pod_networks: Vec<IpNetwork>,
 }
 

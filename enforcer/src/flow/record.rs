@@ -63,6 +63,10 @@ pub struct Record {
     pub source: Endpoint,
     #[serde(default, skip_serializing_if = "Endpoint::is_empty")]
     pub destination: Endpoint,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub source_service: Option<Service>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub destination_service: Option<Service>,
     #[serde(rename = "Type")]
     pub layer: String,
     pub node_name: String,
@@ -231,6 +235,12 @@ impl Endpoint {
     fn is_empty(&self) -> bool {
         *self == Self::default()
     }
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Service {
+    pub name: String,
+    pub namespace: String,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]

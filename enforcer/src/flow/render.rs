@@ -9,7 +9,7 @@ use super::{
     names::{Party, PolicyInfo, Who},
     record::{
         Connection, Emitter, Endpoint, Ethernet, EventType, Extensions, Granted, Icmp, Interface, Ip,
-        IpVersion, Layer4, ObservationPoint, Policy, Ports, Record, Rule, TcpFlags, Tenants,
+        IpVersion, Layer4, ObservationPoint, Policy, Ports, Record, Rule, Service, TcpFlags, Tenants,
         TrafficDirection, Verdict, Workload,
     },
 };
@@ -39,6 +39,8 @@ impl Flow {
             l4: seen.packet.as_ref().and_then(layer4),
             source: endpoint(&self.source),
             destination: endpoint(&self.destination),
+            source_service: self.services[0].as_deref().map(service),
+            destination_service: self.services[1].as_deref().map(service),
             layer: "L3_L4".into(),
             node_name: node_name.into(),
             event_type: self.event_type(),
@@ -206,9 +208,14 @@ fn endpoint(party: &Party) -> Endpoint {
         Who::Host => reserved("host"),
         Who::RemoteNode => reserved("remote-node"),
         Who::World => reserved("world"),
+        Who::Service(_) => Endpoint { identity: party.identity, ..Endpoint::default() },
         Who::Unmanaged => reserved("unmanaged"),
         Who::Unknown => Endpoint::default(),
     }
+}
+
+fn service(key: &Key) -> Service {
+    Service { name: key.name.clone(), namespace: key.namespace.clone() }
 }
 
 /// Sorted, with the namespace among them as Cilium has it.

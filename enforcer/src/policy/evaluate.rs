@@ -86,7 +86,8 @@ impl Simulator {
             let is_hairpin = flow.src.address == flow.dst.address;
             if is_hairpin { self.hairpin(flow) } else { self.sides(flow) }
         });
-        Ok(translated.answer(sides.collect()))
+        let sides: Vec<_> = sides.collect();
+        Ok(translated.answer(&sides, self.before_translation(&flow)))
     }
 
     fn sides(&mut self, flow: &Flow) -> [Side; 2] {

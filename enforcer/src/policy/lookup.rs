@@ -60,10 +60,13 @@ pub fn decide(
     port: u16,
 ) -> Decision {
     let identity = RulePeer::Identity(Arc::clone(&peer.identity));
+    // A peer's entries follow one another, the coarsest first: far fewer than there are prefixes to ask for.
     let probe = |peer: &RulePeer, door: bool| {
-        PortMatch::port(protocol, port)
-            .widening()
-            .find_map(|ports| entries.get(&EntryKey { direction, door, peer: peer.clone(), ports }))
+        let coarsest = EntryKey { direction, door, peer: peer.clone(), ports: PortMatch::All };
+        let of_peer = |key: &EntryKey| (key.direction, key.door) == (direction, door) && key.peer == *peer;
+        let of_peer = entries.range(coarsest..).take_while(|(key, _)| of_peer(key));
+        let matching = of_peer.filter(|(key, _)| key.ports.holds(protocol, port));
+        matching.max_by_key(|(key, _)| key.ports.bits()).map(|(_, grant)| grant)
     };
     if is_boundary(tenant, &peer.tenant) && probe(&identity, true).is_none() {
         return Decision::TenantBoundary;

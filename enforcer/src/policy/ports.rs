@@ -23,6 +23,25 @@ impl PortMatch {
         Self::Prefix { protocol, port, bits: 16 }
     }
 
+    pub fn holds(self, protocol: u8, port: u16) -> bool {
+        match self {
+            Self::All => true,
+            Self::Protocol(own) => own == protocol,
+            Self::Prefix { protocol: own, port: kept, bits } => {
+                own == protocol && (kept ^ port).leading_zeros() >= u32::from(bits)
+            }
+        }
+    }
+
+    /// How fine it is: a match that is finer than another, and holds a port that the other holds, has more.
+    pub fn bits(self) -> u32 {
+        match self {
+            Self::All => 0,
+            Self::Protocol(_) => 8,
+            Self::Prefix { bits, .. } => 8 + u32::from(bits),
+        }
+    }
+
     /// This match and every coarser one that holds it, finest first: the order of a longest-prefix lookup.
     pub fn widening(self) -> impl Iterator<Item = Self> {
         let (prefixes, protocol) = match self {
@@ -74,6 +93,17 @@ mod tests {
     }
 
     proptest::proptest! {
+        #[test]
+        fn what_holds_a_port_is_what_its_lookup_meets(port: u16, other: u16, bits in 1_u8..=16) {
+            let kept = PortMatch::Prefix { protocol: 6, port: other & u16::MAX << (16 - bits), bits };
+            for ports in [PortMatch::All, PortMatch::Protocol(6), PortMatch::Protocol(17), kept] {
+                let met = PortMatch::port(6, port).widening().any(|m| m == ports);
+                proptest::prop_assert_eq!(ports.holds(6, port), met, "{:?}", ports);
+            }
+            let widening: Vec<_> = PortMatch::port(6, port).widening().map(PortMatch::bits).collect();
+            proptest::prop_assert!(widening.is_sorted_by(|a, b| a > b));
+        }
+
         #[test]
         fn a_range_holds_exactly_its_ports(a: u16, b: u16, probe: u16) {
             let (first, last) = (a.min(b), a.max(b));

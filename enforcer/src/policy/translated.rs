@@ -3,7 +3,10 @@
 //! Each backend is judged in full, as if the connection went straight to it. What is not the same for all
 //! backends is a denial: a client that fails now and then is not allowed.
 
-use std::{collections::BTreeSet, net::IpAddr};
+use std::{
+    collections::BTreeSet,
+    net::{IpAddr, SocketAddr},
+};
 
 use super::{
     evaluate::{Flow, FlowEnd, Simulator, allow, allowed_by, boundary, deny, isolated_by},
@@ -25,6 +28,12 @@ pub struct Translated {
     pub flows: Vec<Flow>,
 }
 
+/// The kube-proxy that a connection meets.
+struct Translator {
+    /// `None`: that of pods that no node has.
+    node: Option<String>,
+}
+
 impl Simulator {
     /// `None`: the destination is no Service's, seen from the source's node. Only what comes from pods and from
     /// nodes that are named is translated; where an address outside meets kube-proxy is not known here.
@@ -32,7 +41,7 @@ impl Simulator {
         if flow.src.address == flow.dst.address {
             return None; // it never leaves the pod
         }
-        let node = self.translator(&probe.src, flow)?;
+        let Translator { node } = self.translator(&probe.src, flow)?;
         let frontend = frontend(flow)?;
         let compiled = self.compiled(node.as_deref());
         compiled.services.get(&frontend)?;
@@ -89,19 +98,21 @@ impl Simulator {
         [egress, allow("own node")]
     }
 
-    fn translator(&self, src: &EndpointRef, flow: &Flow) -> Option<Option<String>> {
-        match (&flow.src.endpoint, src) {
-            (Some(pod), _) => Some(pod.node.clone()),
-            (None, EndpointRef::Node(name)) => Some(Some(name.clone())),
-            (None, EndpointRef::Pod(key)) => self.index().pod(key).map(|pod| pod.node.clone()),
-            (None, EndpointRef::Ip(_)) => None,
-        }
+    fn translator(&self, src: &EndpointRef, flow: &Flow) -> Option<Translator> {
+        let node = match (&flow.src.endpoint, src) {
+            (Some(pod), _) => pod.node.clone(),
+            (None, EndpointRef::Node(name)) => Some(name.clone()),
+            (None, EndpointRef::Pod(key)) => self.index().pod(key)?.node.clone(),
+            (None, EndpointRef::Ip(_)) => return None,
+        };
+        Some(Translator { node })
     }
 }
 
 impl Translated {
-    /// `sides`: what egress and ingress say to each of the flows.
-    pub fn answer(&self, sides: Vec<[Side; 2]>) -> Answer {
+    /// `sides`: what egress and ingress say to each of the flows. `before`: what the source's own hook says to
+    /// the Service, which is stricter only where there may be backends that cannot be read.
+    pub fn answer(&self, sides: &[[Side; 2]], before: Option<Side>) -> Answer {
         let names: Vec<_> = self.services.iter().map(ToString::to_string).collect();
         let name = format!("service {}", names.join(" and "));
         if sides.is_empty() {
@@ -110,21 +121,29 @@ impl Translated {
         }
         let side = |which: usize| {
             let sides = sides.iter().map(|sides| &sides[which]);
-            together(&name, &self.flows.iter().map(|flow| &flow.dst).zip(sides).collect::<Vec<_>>())
+            together(&name, &self.flows.iter().zip(sides).collect::<Vec<_>>())
         };
-        let (egress, ingress) = (side(0), side(1));
+        let (mut egress, ingress) = (side(0), side(1));
+        if let Some(Side { verdict: Verdict::Deny, by }) = before
+            && egress.verdict == Verdict::Allow
+        {
+            egress = deny(format!("{name}, not all of whose endpoints can be read: {by}"));
+        }
         Answer { verdict: egress.verdict.max(ingress.verdict), egress, ingress }
     }
 }
 
 /// Allowed only if every backend is.
-fn together(service: &str, backends: &[(&FlowEnd, &Side)]) -> Side {
+fn together(service: &str, backends: &[(&Flow, &Side)]) -> Side {
     let denied: Vec<_> = backends.iter().filter(|(_, side)| side.verdict == Verdict::Deny).collect();
     if denied.is_empty() {
         let by: BTreeSet<_> = backends.iter().map(|(_, side)| side.by.as_str()).collect();
         return allow(format!("{service}: {}", by.into_iter().collect::<Vec<_>>().join("; ")));
     }
-    let why: BTreeSet<_> = denied.iter().map(|(end, side)| format!("{}: {}", end.address, side.by)).collect();
+    let why: BTreeSet<_> = denied
+        .iter()
+        .map(|(flow, side)| format!("{}: {}", SocketAddr::from((flow.dst.address, flow.port)), side.by))
+        .collect();
     let (allowed, all) = (backends.len() - denied.len(), backends.len());
     let why = why.into_iter().collect::<Vec<_>>().join("; ");
     deny(format!("{service}: {allowed} of {all} backends allowed; {why}"))
@@ -132,7 +151,6 @@ fn together(service: &str, backends: &[(&FlowEnd, &Side)]) -> Side {
 
 /// `None`: kube-proxy translates no other protocols.
 fn frontend(flow: &Flow) -> Option<Frontend> {
-    let protocols = [Protocol::Tcp, Protocol::Udp, Protocol::Sctp];
-    let protocol = protocols.into_iter().find(|protocol| protocol.number() == flow.protocol)?;
+    let protocol = Protocol::of_number(flow.protocol)?;
     Some(Frontend { address: flow.dst.address, protocol, port: flow.port })
 }

@@ -2,7 +2,9 @@
 //!
 //! Input: records of one control byte, the frame's length (two bytes, little-endian, cut to what is left)
 //! and the frame. Control: bit 0 hook, bits 1 and 2 interface, bit 3 VLAN tag beside the frame, bit 4 the
-//! endpoint's generation moves first, bits 5 to 7 how far the clock moves.
+//! endpoint's generation moves first, bits 5 to 7 how far the clock moves. The length's two highest bits say that the
+//! frame is on its way to another node (instead of the hook), and that it came through the node, with this interface's
+//! mark on it.
 //!
 //! Whatever the frames are, nothing passes that is unreadable, untruthful or without an allowing rule.
 #![no_main]
@@ -10,7 +12,7 @@
 use bulkhead_ebpf::{
     abi::{
         ENDPOINT_ADOPTED, Endpoint, FIRST_POD_IDENTITY, IDENTITY_HOST, IDENTITY_WORLD, PEER_ANY, Peer,
-        PolicyWord, RULE_BITS_ALL, RULE_BITS_PORT, RuleKey,
+        PolicyWord, RULE_BITS_ALL, RULE_BITS_PORT, RuleKey, ServiceKey,
     },
     decide::{Hook, decide},
     host::{Frame, Memory},
@@ -22,6 +24,9 @@ const PARTLY_OPEN: u32 = 10;
 /// Rule set 0: nothing may begin.
 const CLOSED: u32 = 11;
 const ADOPTED: u32 = 12;
+const MARK_MASK: u32 = 0xfff0_0000;
+/// A Service's address, allowed at port 80 and not at 81.
+const SERVICE: [u8; 4] = [10, 96, 0, 1];
 /// An interface without a record.
 const NO_POD: u32 = 13;
 
@@ -37,6 +42,7 @@ fn pod(last: u8, ifindex: u32, rule_set: u32, flags: u16) -> Endpoint {
         mac: [2, 0, 0, 0, 0, last],
         flags,
         identity: FIRST_POD_IDENTITY + u32::from(last),
+        mark: last.into(),
         ..Endpoint::default()
     }
 }
@@ -44,9 +50,11 @@ fn pod(last: u8, ifindex: u32, rule_set: u32, flags: u16) -> Endpoint {
 fn world() -> Memory {
     let mut world = Memory::default();
     world.config.tunnel_port_be = 8472u16.to_be_bytes();
+    world.config.mark_mask = MARK_MASK;
     let pods = [pod(5, PARTLY_OPEN, 1, 0), pod(6, CLOSED, 0, 0), pod(7, ADOPTED, 1, ENDPOINT_ADOPTED)];
     for pod in pods {
-        let peer = Peer { identity: pod.identity, ..Peer::default() };
+        let peer = Peer { identity: pod.identity, ifindex: pod.ifindex, ..Peer::default() };
+        world.origins.insert(pod.mark.into(), pod.ifindex);
         world.peers_v4.insert(pod.ipv4, peer);
         world.peers_v6.insert(pod.ipv6, peer);
         world.endpoints.insert(pod.ifindex, pod);
@@ -54,6 +62,12 @@ fn world() -> Memory {
     world.peers_v4.insert([10, 244, 1, 1], Peer { identity: IDENTITY_HOST, ..Peer::default() });
     world.prefix_v4(0, [0; 4], Peer { identity: IDENTITY_WORLD, ..Peer::default() });
     world.prefix_v6(0, [0; 16], Peer { identity: IDENTITY_WORLD, ..Peer::default() });
+    for (port, backends) in [(80, 500), (81, 501)] {
+        let key = ServiceKey { address: SERVICE, port_be: [0, port], protocol: 6, pad: 0 };
+        world.services_v4.insert(key, backends);
+    }
+    let backends = RuleKey { rule_set: 1, peer: 500, direction: 1, ..RuleKey::default() };
+    world.allow(RULE_BITS_ALL, backends, 3);
     for direction in [0, 1] {
         let from_anyone = RuleKey { rule_set: 1, peer: PEER_ANY, direction, protocol: 6, port_be: [0, 80] };
         world.allow(RULE_BITS_PORT, from_anyone, 1);
@@ -63,9 +77,34 @@ fn world() -> Memory {
     world
 }
 
+/// On its way to another node: a pod's packet passes only if the pod may send it.
+fn check_overlay(frame: &Frame, reason: Reason) {
+    let from_closed = frame.bytes.get(12..14) == Some(&[0x08, 0x00])
+        && frame.bytes.get(26..30) == Some(&[10, 244, 1, 6])
+        || frame.bytes.get(12..14) == Some(&[0x86, 0xdd])
+            && frame.bytes.get(22..38).is_some_and(|source| source == pod(6, 0, 0, 0).ipv6);
+    // What the pod's own hook has judged goes on; nothing begins here.
+    if from_closed {
+        assert!(!matches!(reason, Reason::Allowed | Reason::Fragment), "a closed pod: {reason:?}");
+    }
+}
+
 fn check(frame: &Frame, hook: Hook, pod: Option<&Endpoint>, reason: Reason) {
+    if hook == Hook::ToOverlay {
+        return check_overlay(frame, reason);
+    }
     if reason.is_drop() {
         return;
+    }
+    if hook == Hook::FromPod
+        && let [.., 6, _, _, a, b, c, d, 10, 96, 0, 1, _, _, 0, 81] = frame.bytes[..frame.bytes.len().min(38)]
+        && frame.bytes[14] == 0x45
+        && pod.is_some_and(|pod| pod.ipv4 == [a, b, c, d])
+        && frame.bytes[20] & 0x1f == 0
+        && frame.bytes[21] == 0
+        && frame.bytes.get(47).is_some_and(|flags| flags & 0x12 == 2)
+    {
+        panic!("a Service that is not allowed: {reason:?}");
     }
     let pod = pod.expect("an interface without a record passed a packet");
     assert!(!frame.vlan_tagged);
@@ -96,9 +135,14 @@ libfuzzer_sys::fuzz_target!(|input: &[u8]| {
     let mut rest = input;
     let mut decided = 0;
     while let [control, low, high, tail @ ..] = rest {
-        let (bytes, next) = tail.split_at(tail.len().min(usize::from(u16::from_le_bytes([*low, *high]))));
+        let length = usize::from(u16::from_le_bytes([*low, *high & 0x3f]));
+        let (bytes, next) = tail.split_at(tail.len().min(length));
         rest = next;
-        let hook = if control & 1 == 0 { Hook::FromPod } else { Hook::ToPod };
+        let hook = match (high >> 7, control & 1) {
+            (1, _) => Hook::ToOverlay,
+            (_, 0) => Hook::FromPod,
+            _ => Hook::ToPod,
+        };
         let ifindex = [PARTLY_OPEN, CLOSED, ADOPTED, NO_POD][usize::from(control >> 1 & 3)];
         if control & 16 != 0
             && let Some(pod) = world.endpoints.get_mut(&ifindex)
@@ -106,7 +150,13 @@ libfuzzer_sys::fuzz_target!(|input: &[u8]| {
             pod.policy = PolicyWord::new(pod.policy.rule_set(), pod.policy.generation() + 1);
         }
         world.now.set(world.now.get() + (u64::from(control >> 5) << 30));
-        let frame = Frame { vlan_tagged: control & 8 != 0, ..Frame::new(bytes, ifindex) };
+        let (came_in_by, mark) = if high & 0x40 == 0 { (0, 0) } else { (50, (control >> 1 & 3) + 5) };
+        let frame = Frame {
+            vlan_tagged: control & 8 != 0,
+            came_in_by,
+            mark: (u32::from(mark) << 20).into(),
+            ..Frame::new(bytes, ifindex)
+        };
         let reason = decide(&frame, &world, hook);
         check(&frame, hook, world.endpoints.get(&ifindex), reason);
         decided += 1;

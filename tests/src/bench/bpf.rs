@@ -21,10 +21,12 @@ const PROG_LOAD: libc::c_long = 5;
 const PROG_TEST_RUN: libc::c_long = 10;
 const PROG_TYPE_SCHED_CLS: u32 = 3;
 const MAP_TYPE_PROG_ARRAY: u32 = 3;
+const MAP_TYPE_LRU_HASH: u32 = 9;
 
 /// Offsets in `__sk_buff`.
 const SKB_DATA: i16 = 76;
 const SKB_DATA_END: i16 = 80;
+const MAP_LOOKUP: i32 = 1;
 const TAIL_CALL: i32 = 12;
 
 /// How long each of many runs took, and what the last one returned.
@@ -69,6 +71,21 @@ pub fn run(program: BorrowedFd<'_>, frame: &[u8], repeat: u32) -> Result<Runs> {
 /// Returns at once: what a run costs without any program of ours.
 pub fn nothing() -> Result<OwnedFd> {
     load(&[mov_imm(0, -1), EXIT])
+}
+
+/// Looks one key of `key_size` bytes (a multiple of 8, at most 64) up in a table like those of connections, and
+/// finds it: the least that following a connection can cost on this machine.
+pub fn lookup(key_size: u16, entries: u32) -> Result<OwnedFd> {
+    let map = create(MAP_TYPE_LRU_HASH, key_size.into(), 64, entries)?;
+    put(map.as_fd(), &[0; 64], &[0; 64])?;
+    let [address, address_high] = map_address(1, map.as_raw_fd());
+    let offset = -key_size.cast_signed();
+    let mut program = vec![mov_imm(6, 0)];
+    program.extend((offset..0).step_by(8).map(|at| store_double(10, 6, at)));
+    program.extend([mov(2, 10), add_imm(2, offset.into()), address, address_high, call(MAP_LOOKUP)]);
+    // Found: -1, NEXT. Otherwise 0, which is neither verdict.
+    program.extend([mov(1, 0), mov_imm(0, 0), jump_if_equal(1, 0, 1), mov_imm(0, -1), EXIT]);
+    load(&program) // the program holds the map
 }
 
 /// Adds one to the 16 bits at `offset` of the frame and goes on with the program behind it.
@@ -137,38 +154,24 @@ fn load(instructions: &[u64]) -> Result<OwnedFd> {
 
 /// A program array with this one program.
 fn one_program(program: BorrowedFd<'_>) -> Result<OwnedFd> {
-    #[repr(C)]
-    struct Shape {
-        map_type: u32,
-        key_size: u32,
-        value_size: u32,
-        max_entries: u32,
-        flags: u32,
-        pad: u32,
-    }
-    #[repr(C)]
-    struct Element {
-        map: u32,
-        pad: u32,
-        key: u64,
-        value: u64,
-        flags: u64,
-    }
-    let mut shape =
-        Shape { map_type: MAP_TYPE_PROG_ARRAY, key_size: 4, value_size: 4, max_entries: 1, flags: 0, pad: 0 };
-    // SAFETY: no pointers inside.
-    let map = owned(unsafe { bpf(MAP_CREATE, &mut shape) }.context("cannot make a program array")?)?;
-    let (key, value) = (0_u32, number(program)?);
-    let mut element = Element {
-        map: number(map.as_fd())?,
-        pad: 0,
-        key: &raw const key as u64,
-        value: &raw const value as u64,
-        flags: 0,
-    };
-    // SAFETY: key and value are as large as the map says, and outlive the call.
-    unsafe { bpf(MAP_UPDATE_ELEM, &mut element) }.context("cannot chain the program")?;
+    let map = create(MAP_TYPE_PROG_ARRAY, 4, 4, 1)?;
+    put(map.as_fd(), &0_u32.to_ne_bytes(), &number(program)?.to_ne_bytes())?;
     Ok(map)
+}
+
+/// Sizes in bytes.
+fn create(map_type: u32, key_size: u32, value_size: u32, max_entries: u32) -> Result<OwnedFd> {
+    let mut shape = [map_type, key_size, value_size, max_entries, 0, 0];
+    // SAFETY: the head of `union bpf_attr` for this command, without pointers.
+    owned(unsafe { bpf(MAP_CREATE, &mut shape) }.context("the kernel refuses a map of the bench")?)
+}
+
+/// Key and value must be at least as large as the map's.
+fn put(map: BorrowedFd<'_>, key: &[u8], value: &[u8]) -> Result<()> {
+    let mut element = [u64::from(number(map)?), key.as_ptr() as u64, value.as_ptr() as u64, 0];
+    // SAFETY: laid out as for this command; key and value are large enough, and outlive the call.
+    unsafe { bpf(MAP_UPDATE_ELEM, &mut element) }.context("cannot fill a map of the bench")?;
+    Ok(())
 }
 
 /// # Safety
@@ -226,6 +229,14 @@ const fn load_half(destination: u8, source: u8, offset: i16) -> u64 {
 
 const fn store_half(destination: u8, source: u8, offset: i16) -> u64 {
     instruction(0x6b, destination, source, offset, 0)
+}
+
+const fn store_double(destination: u8, source: u8, offset: i16) -> u64 {
+    instruction(0x7b, destination, source, offset, 0)
+}
+
+const fn jump_if_equal(left: u8, value: i32, over: i16) -> u64 {
+    instruction(0x15, left, 0, over, value)
 }
 
 const fn jump_if_greater(left: u8, right: u8, over: i16) -> u64 {

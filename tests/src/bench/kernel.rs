@@ -26,7 +26,7 @@ use serde::Serialize;
 
 use super::{
     RULES,
-    bpf::{NEXT, Renumber, SHOT, nothing, run},
+    bpf::{NEXT, Renumber, SHOT, lookup, nothing, run},
 };
 use crate::probe::Family;
 
@@ -61,6 +61,8 @@ const BLOCKS: u16 = 100;
 pub enum Path {
     /// The empty program itself, gross: tells how fast the machine was.
     Nothing,
+    /// One hit in a table like that of connections: what no packet of a connection can be cheaper than.
+    Lookup,
     TrackedToPod,
     TrackedFromPod,
     /// Every packet of another connection than the one before.
@@ -75,6 +77,7 @@ impl Path {
     pub const fn title(self) -> &'static str {
         match self {
             Self::Nothing => "(empty program, gross)",
+            Self::Lookup => "(one look into an LRU table)",
             Self::TrackedToPod => "tracked, to the pod",
             Self::TrackedFromPod => "tracked, from the pod",
             Self::TrackedInTurn => "tracked, each of another connection",
@@ -119,6 +122,7 @@ struct Bench {
     maps: Maps,
     drain: Box<dyn FnMut()>,
     nothing: OwnedFd,
+    lookup: OwnedFd,
     to_pod: OwnedFd,
     from_pod: OwnedFd,
     /// Runs after [`Renumber`] has changed the client's port.
@@ -145,6 +149,7 @@ impl Bench {
             nothing_in_turn: Renumber::before(nothing.as_fd(), port)?,
             to_pod_in_turn: Renumber::before(to_pod.as_fd(), port)?,
             nothing,
+            lookup: lookup(if family == Family::V4 { 16 } else { 40 }, CONNECTIONS)?,
             to_pod,
             from_pod,
         })
@@ -155,6 +160,7 @@ impl Bench {
         let in_turn = self.passes(0..WITH_ROOM, true)?;
         let hot = [
             (Path::Nothing, self.empty()?),
+            (Path::Lookup, self.lookup()?),
             (Path::TrackedToPod, self.tracked(false)?),
             (Path::TrackedFromPod, self.tracked(true)?),
             (Path::Denied, self.denied()?),
@@ -194,6 +200,11 @@ impl Bench {
         (0..CALLS).map(|_| Ok(run(self.nothing.as_fd(), &frame, REPEAT)?.each)).collect()
     }
 
+    fn lookup(&self) -> Result<Vec<f64>> {
+        let frame = self.opening(client(self.family, 0), PORT).frame();
+        self.net(&self.lookup, &frame, NEXT)
+    }
+
     fn tracked(&self, reply: bool) -> Result<Vec<f64>> {
         let opening = self.opening(client(self.family, 0), PORT + 1);
         let program = if reply { &self.from_pod } else { &self.to_pod };
@@ -213,19 +224,24 @@ impl Bench {
 
     fn repeat(&self, program: &OwnedFd, frame: &[u8], verdict: u32, reason: Reason) -> Result<Vec<f64>> {
         let before = self.count(reason)?;
-        let samples = (0..CALLS).map(|_| {
-            let empty = run(self.nothing.as_fd(), frame, REPEAT)?;
-            let full = run(program.as_fd(), frame, REPEAT)?;
-            ensure!((empty.returned, full.returned) == (NEXT, verdict), "{empty:?}, {full:?}");
-            Ok(full.each - empty.each)
-        });
-        let samples = samples.collect::<Result<_>>()?;
+        let samples = self.net(program, frame, verdict)?;
         let counted = self.count(reason)? - before;
         ensure!(
             counted == u64::from(REPEAT * CALLS),
             "{counted} of {REPEAT} x {CALLS} packets were {reason:?}"
         );
         Ok(samples)
+    }
+
+    /// Time of a run less that of an empty program.
+    fn net(&self, program: &OwnedFd, frame: &[u8], verdict: u32) -> Result<Vec<f64>> {
+        let samples = (0..CALLS).map(|_| {
+            let empty = run(self.nothing.as_fd(), frame, REPEAT)?;
+            let full = run(program.as_fd(), frame, REPEAT)?;
+            ensure!((empty.returned, full.returned) == (NEXT, verdict), "{empty:?}, {full:?}");
+            Ok(full.each - empty.each)
+        });
+        samples.collect()
     }
 
     fn count(&self, reason: Reason) -> Result<u64> {

@@ -12,7 +12,7 @@ use lab::{
     sniffer::Sniffer,
 };
 
-use crate::stage::{FAMILIES, at, connect_from, exchange, lab_with, packets, policy, vanish};
+use crate::stage::{FAMILIES, at, connect_from, exchange, lab_with, label, packets, policy, vanish};
 
 const PACE: Duration = Duration::from_micros(200);
 /// A conversation that had an echo every fraction of a millisecond is over after such a silence.
@@ -78,10 +78,6 @@ const OPS: &str = "{namespaceSelector: {matchLabels: {team: ops}}}";
 
 fn admit(lab: &Lab, peers: &[&str]) {
     policy(lab, "db", "db", &format!("policyTypes: [Ingress], ingress: [{{from: [{}]}}]", peers.join(", ")));
-}
-
-fn label(lab: &Lab, kind: &str, key: &str, label: (&str, &str)) {
-    lab.edit(kind, key, |object| object["metadata"]["labels"][label.0] = label.1.into()).unwrap();
 }
 
 /// `$LAB_CUTS` times, over the tightenings in turn.

@@ -4,7 +4,7 @@ use std::{env, time::Duration};
 
 use lab::{Family, Lab, Stream};
 
-use crate::stage::{at, lab_with, packets, policy};
+use crate::stage::{at, lab_with, label, packets, policy};
 
 const WEBS: &str = "{podSelector: {matchLabels: {app: web}}}";
 
@@ -65,10 +65,6 @@ fn toggle(lab: &Lab, there: bool, name: &str, app: &str, rules: &str) {
     } else {
         lab.delete("NetworkPolicy", &format!("shop/{name}")).unwrap();
     }
-}
-
-fn label(lab: &Lab, kind: &str, key: &str, label: (&str, &str)) {
-    lab.edit(kind, key, |object| object["metadata"]["labels"][label.0] = label.1.into()).unwrap();
 }
 
 /// `$LAB_EDITS` of them, each in force before the next.

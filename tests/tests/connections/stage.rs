@@ -33,13 +33,13 @@ pub fn lab_with(pods: &[&str]) -> Lab {
     lab
 }
 
-/// A policy of the namespace `shop` for pods with this `app`; `rules` is the rest of its `spec`.
+/// A policy of the namespace `shop`; see [`Lab::policy`].
 pub fn policy(lab: &Lab, name: &str, app: &str, rules: &str) {
-    lab.apply(&format!(
-        "{{apiVersion: networking.k8s.io/v1, kind: NetworkPolicy, metadata: {{name: {name}, namespace: shop}}, \
-          spec: {{podSelector: {{matchLabels: {{app: {app}}}}}, {rules}}}}}"
-    ))
-    .unwrap();
+    lab.policy(&format!("shop/{name}"), app, rules).unwrap();
+}
+
+pub fn label(lab: &Lab, kind: &str, key: &str, label: (&str, &str)) {
+    lab.label(kind, key, label).unwrap();
 }
 
 pub fn at(pod: &Pod, family: Family, port: u16) -> SocketAddr {

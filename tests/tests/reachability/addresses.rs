@@ -3,13 +3,13 @@
 use lab::Family;
 use serde_json::json;
 
-use crate::stage::{Scenario, Stage, Step, pod, policy};
+use crate::stage::{Scenario, Stage, Step, label, pod, policy};
 
 const FROM_WEB: &str =
     "policyTypes: [Ingress], ingress: [{from: [{podSelector: {matchLabels: {app: web}}}]}]";
 
 #[test]
-fn finished_pods_and_pods_on_the_hosts_network_are_no_peers_and_a_reused_address_inherits_nothing() {
+fn an_address_is_whose_the_cluster_says_it_is_and_a_reused_one_inherits_nothing() {
     let stage = Stage::set(&[]);
     stage.play(SCENARIOS);
 
@@ -59,6 +59,66 @@ const SCENARIOS: &[Scenario] = &[
                 name: "is nobody's peer",
                 act: |lab| finish(lab, "shop/web-2"),
                 then: &["TCP 80: db* <- web-1", "UDP 53: db* <- web-1"],
+            },
+        ],
+    },
+    Scenario {
+        name: "a pod",
+        steps: &[
+            Step {
+                name: "that is being deleted is still one",
+                act: |lab| {
+                    policy(lab, "db", "db", FROM_WEB);
+                    lab.edit("Pod", "shop/web-1", |pod| {
+                        pod["metadata"]["deletionTimestamp"] = "2026-01-01T00:00:00Z".into();
+                    })
+                    .unwrap();
+                },
+                then: &["TCP 80: db* <- web*"],
+            },
+            Step {
+                name: "that is pending with an address is one",
+                act: |lab| {
+                    lab.edit("Pod", "shop/web-2", |pod| pod["status"]["phase"] = "Pending".into()).unwrap();
+                },
+                then: &["TCP 80: db* <- web*"],
+            },
+        ],
+    },
+    Scenario {
+        name: "an address of the pod network without a known pod",
+        steps: &[
+            Step {
+                name: "is reached and reaches where nothing is isolated",
+                act: |lab| lab.delete("Pod", "other/guest-2").unwrap(),
+                then: &["TCP 80:"],
+            },
+            Step {
+                name: "matches no selector",
+                act: |lab| {
+                    policy(
+                        lab,
+                        "db",
+                        "db",
+                        "policyTypes: [Ingress], ingress: [{from: [{namespaceSelector: {}}]}]",
+                    );
+                },
+                then: &["TCP 80: db* <- web* db* probe-1 job-2 guest-1"],
+            },
+            Step {
+                name: "matches a rule for everybody",
+                act: |lab| {
+                    policy(lab, "db", "db", "policyTypes: [Ingress], ingress: [{ports: [{port: 80}]}]");
+                },
+                then: &["TCP 80:"],
+            },
+            Step {
+                name: "is of another tenant than any",
+                act: |lab| {
+                    label(lab, "Namespace", "shop", ("bulkhead.io/tenant", "red"));
+                    label(lab, "Namespace", "other", ("bulkhead.io/tenant", "red"));
+                },
+                then: &["TCP 80: web* db* guest-1 || guest-2"],
             },
         ],
     },

@@ -102,18 +102,13 @@ pub fn pod(key: &str, app: &str) -> PodSpec {
     })
 }
 
-/// A policy of the namespace `shop` for pods with this `app`; `rules` is the rest of its `spec`.
+/// A policy of the namespace `shop`; see [`Lab::policy`].
 pub fn policy(lab: &Lab, name: &str, app: &str, rules: &str) {
-    let selector = if app == "*" { String::new() } else { format!("matchLabels: {{app: {app}}}") };
-    lab.apply(&format!(
-        "{{apiVersion: networking.k8s.io/v1, kind: NetworkPolicy, metadata: {{name: {name}, namespace: shop}}, \
-          spec: {{podSelector: {{{selector}}}, {rules}}}}}"
-    ))
-    .unwrap();
+    lab.policy(&format!("shop/{name}"), app, rules).unwrap();
 }
 
 pub fn label(lab: &Lab, kind: &str, key: &str, label: (&str, &str)) {
-    lab.edit(kind, key, |object| object["metadata"]["labels"][label.0] = label.1.into()).unwrap();
+    lab.label(kind, key, label).unwrap();
 }
 
 pub fn annotate(lab: &Lab, namespace: &str, (key, value): (&str, &str)) {

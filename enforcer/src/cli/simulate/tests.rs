@@ -216,3 +216,112 @@ fn what_cannot_be_asked_is_an_error() {
         assert!(try_simulate(&shop, args).is_err(), "{args}");
     }
 }
+
+/// A cart on each of two nodes and a client whose egress admits the old one.
+const SERVICE: &str = "
+{apiVersion: v1, kind: Node, metadata: {name: n1}, spec: {podCIDR: 10.0.1.0/24}, status: {addresses: [{type: InternalIP, address: 192.0.2.1}]}}
+---
+{apiVersion: v1, kind: Node, metadata: {name: n2}, spec: {podCIDR: 10.0.2.0/24}, status: {addresses: [{type: InternalIP, address: 192.0.2.2}]}}
+---
+{apiVersion: v1, kind: Pod, metadata: {name: old, namespace: shop, labels: {app: old}}, spec: {nodeName: n1}, status: {podIP: 10.0.1.2}}
+---
+{apiVersion: v1, kind: Pod, metadata: {name: new, namespace: shop, labels: {app: new}}, spec: {nodeName: n2}, status: {podIP: 10.0.2.3}}
+---
+{apiVersion: v1, kind: Pod, metadata: {name: client, namespace: shop, labels: {app: client}}, spec: {nodeName: n1}, status: {podIP: 10.0.1.4}}
+---
+{apiVersion: v1, kind: Service, metadata: {name: cart, namespace: shop}, spec: {clusterIP: 10.96.0.10, ports: [{port: 80, nodePort: 30080}]}}
+---
+{apiVersion: v1, kind: Service, metadata: {name: none, namespace: shop}, spec: {clusterIP: 10.96.0.11, ports: [{port: 80}]}}
+---
+apiVersion: networking.k8s.io/v1
+kind: NetworkPolicy
+metadata: {name: client, namespace: shop}
+spec:
+  podSelector: {matchLabels: {app: client}}
+  policyTypes: [Egress]
+  egress: [{to: [{podSelector: {matchLabels: {app: old}}}], ports: [{port: 8080}]}]
+---
+";
+
+fn with_backends(backends: &str) -> TempDir {
+    let slice = format!(
+        "apiVersion: discovery.k8s.io/v1\nkind: EndpointSlice\n\
+         metadata: {{name: cart-1, namespace: shop, labels: {{kubernetes.io/service-name: cart}}}}\n\
+         addressType: IPv4\nendpoints: [{{addresses: [{backends}]}}]\nports: [{{port: 8080}}]\n"
+    );
+    files(&[("m.yaml", &format!("{SERVICE}{slice}"))])
+}
+
+#[test]
+fn a_service_is_answered_for_all_of_its_backends() {
+    let said = |backends: &str, end: &str| {
+        let args = format!("-f DIR/m.yaml -o json --from shop/client --to {end}");
+        let answer = simulate(&with_backends(backends), &args).json();
+        (answer["verdict"].clone(), answer["egress"]["by"].clone(), answer["ingress"]["by"].clone())
+    };
+    let (old, new, both) = ("10.0.1.2", "10.0.2.3", "10.0.1.2, 10.0.2.3");
+    let by_address = "ip:10.96.0.10 --port 80";
+    for (backends, end, verdict, egress, ingress) in [
+        (
+            old,
+            by_address,
+            "allow",
+            "service shop/cart: shop/client egress rule 0",
+            "service shop/cart: not isolated",
+        ),
+        (
+            old,
+            "node:n1 --port 30080",
+            "allow",
+            "service shop/cart: shop/client egress rule 0",
+            "service shop/cart: not isolated",
+        ),
+        (
+            both,
+            by_address,
+            "deny",
+            "service shop/cart: 1 of 2 backends allowed; 10.0.2.3:8080: isolated by shop/client, no rule allows",
+            "service shop/cart: not isolated",
+        ),
+        (
+            new,
+            by_address,
+            "deny",
+            "service shop/cart: 0 of 1 backends allowed; 10.0.2.3:8080: isolated by shop/client, no rule allows",
+            "service shop/cart: not isolated",
+        ),
+        (
+            "10.0.1.2, unreadable",
+            by_address,
+            "deny",
+            "service shop/cart, not all of whose endpoints can be read: isolated by shop/client, no rule allows",
+            "service shop/cart: not isolated",
+        ),
+        (old, "ip:10.96.0.11 --port 80", "deny", "service shop/none has no endpoints", "not reached"),
+        // Not the Service's port, another node's address: no Service is reached there.
+        (old, "ip:10.96.0.10 --port 8080", "deny", "isolated by shop/client, no rule allows", "not a pod"),
+        (old, "node:n2 --port 30080", "deny", "isolated by shop/client, no rule allows", "not a pod"),
+        (old, "node:n1 --port 30081", "allow", "own node", "not a pod"),
+    ] {
+        let want = (json!(verdict), json!(egress), json!(ingress));
+        assert_eq!(said(backends, end), want, "{backends} {end}");
+    }
+}
+
+#[test]
+fn a_pod_that_reaches_itself_through_a_service_is_subject_to_policy() {
+    let directory = with_backends("10.0.1.4");
+    let answer =
+        simulate(&directory, "-f DIR/m.yaml -o json --from shop/client --to ip:10.96.0.10 --port 80").json();
+    assert_eq!(
+        (answer["verdict"].clone(), answer["egress"]["by"].clone()),
+        (
+            json!("deny"),
+            json!(
+                "service shop/cart: 0 of 1 backends allowed; 10.0.1.4:8080: isolated by shop/client, no rule allows"
+            )
+        )
+    );
+    let direct = "--from shop/client --to shop/client --port 8080";
+    assert_eq!(verdict(&directory, direct), "allow", "but never leaves itself otherwise");
+}

@@ -296,6 +296,45 @@ fn a_forged_source_address_is_told_as_the_pod_that_sent_it() {
     );
 }
 
+/// `front:40000 -> port` of `to`, told at the front's own interface.
+fn to(to: [u8; 4], port: u16) -> Value {
+    let event = Event {
+        destination: sixteen(to),
+        destination_port_be: port.to_be_bytes(),
+        remote_identity: 400,
+        direction: abi::EGRESS,
+        hook: abi::HOOK_FROM_POD,
+        ..new_connection()
+    };
+    line(flow(&event))["flow"].take()
+}
+
+#[test]
+fn a_service_is_named_by_its_address_and_by_its_backend() {
+    let cart_service = json!({"name": "cart", "namespace": "shop"});
+    let by_address = to(CART_SERVICE, 8080);
+    assert_eq!(by_address["destination_service"], cart_service);
+    assert_eq!(by_address["destination"], json!({"identity": 400}), "nobody's address but the Service's");
+    assert_eq!(by_address["source_service"], Value::Null);
+
+    let by_backend = to(CART, 8443);
+    assert_eq!((&by_backend["destination_service"], &by_backend["destination"]), (&cart_service, &cart()));
+
+    for (address, port) in [(CART_SERVICE, 8081), (CART, 80), (INTRUDER, 8443)] {
+        assert_eq!(to(address, port)["destination_service"], Value::Null, "{address:?} {port}");
+    }
+
+    let reply = Event {
+        source: sixteen(FRONT),
+        source_port_be: 80_u16.to_be_bytes(),
+        destination_port_be: 40_000_u16.to_be_bytes(),
+        ..dropped()
+    };
+    let reply = line(flow(&reply))["flow"].take();
+    assert_eq!(reply["source_service"], json!({"name": "front", "namespace": "shop"}));
+    assert_eq!(reply["destination_service"], Value::Null);
+}
+
 #[test]
 fn a_frame_without_an_ip_header_still_names_its_pod() {
     let told = line(flow(&Event { family: 0, reason: Reason::Vlan as u8, ..dropped() }));

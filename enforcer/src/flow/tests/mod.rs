@@ -17,7 +17,10 @@ use super::{
     names::{LocalPod, Names, Party, Place, PolicyInfo, Tables, Who},
 };
 use crate::{
-    cluster::object::{Key, Peer, Port, Ports, Protocol, Rule, Selector, Workload},
+    cluster::{
+        Frontend,
+        object::{Key, Peer, Port, Ports, Protocol, Rule, Selector, Workload},
+    },
     policy::model::{DirectionRules, Grant, PolicyRules, RuleRef, RuleSet},
 };
 
@@ -30,6 +33,8 @@ const CART: [u8; 4] = [10, 244, 1, 3];
 const INTRUDER: [u8; 4] = [10, 244, 2, 9];
 const CART6: [u8; 16] = [0xfd, 0, 0, 0, 0, 0, 0, 1, 0, 0, 0, 0, 0, 0, 0, 3];
 const INTRUDER6: [u8; 16] = [0xfd, 0, 0, 0, 0, 0, 0, 2, 0, 0, 0, 0, 0, 0, 0, 9];
+
+const CART_SERVICE: [u8; 4] = [10, 96, 0, 10];
 
 const CART_ENDPOINT: u32 = 12;
 const CART_RULES: u32 = 7;
@@ -99,8 +104,15 @@ fn tables() -> Tables {
             }),
         )]
         .into(),
+        services: [(at(CART_SERVICE, 8080), "cart"), (at(CART, 8443), "cart"), (at(FRONT, 80), "front")]
+            .map(|(at, name)| (at, Arc::new(Key::new("shop", name))))
+            .into(),
         pod_networks: vec!["10.244.0.0/16".parse().unwrap()],
     }
+}
+
+fn at(address: [u8; 4], port: u16) -> Frontend {
+    Frontend { address: address.into(), protocol: Protocol::Tcp, port }
 }
 
 fn names() -> Names {

@@ -38,6 +38,19 @@ fn what_is_gone_is_known_for_a_while_and_then_forgotten() {
 }
 
 #[test]
+fn a_connections_end_still_names_the_service_that_is_gone() {
+    let gone = names().next(Tables::default(), 100);
+    assert_eq!(
+        gone.services.at(&super::at(CART_SERVICE, 8080), 200),
+        Some(&Arc::new(Key::new("shop", "cart")))
+    );
+    let memory = u64::try_from(MEMORY.as_nanos()).unwrap();
+    let mut kept = gone.clone();
+    kept.forget(101 + memory);
+    assert_eq!(kept.services.at(&super::at(CART_SERVICE, 8080), 200), None);
+}
+
+#[test]
 fn one_edit_is_as_good_as_a_whole_new_snapshot() {
     let mut edited = names();
     edited.parties.remove(&address(CART), 100);

@@ -51,8 +51,8 @@ pub fn answer(objects: &[Object], settings: &Settings, probe: &Probe) -> Option<
     if src == dst {
         return Some(Verdicts { egress: true, ingress: true, before_translation: None });
     }
-    if let Some(node) = cluster.translator(&probe.src, source)
-        && let Some(backends) = cluster.behind(dst, node, wanted)
+    if let Some(proxy) = cluster.proxy(&probe.src, source)
+        && let Some(backends) = cluster.behind(dst, &proxy, wanted)
     {
         return Some(cluster.to_service(source, src, &backends, wanted));
     }
@@ -65,6 +65,10 @@ struct Wanted {
     /// `None`: ICMP.
     protocol: Option<Protocol>,
     port: u16,
+}
+
+struct Proxy {
+    node: Option<String>,
 }
 
 enum Who<'a> {
@@ -111,18 +115,19 @@ impl<'a> Cluster<'a> {
         (egress, ingress)
     }
 
-    /// On which node a connection from here meets kube-proxy.
-    fn translator(&self, src: &EndpointRef, source: Option<&'a Pod>) -> Option<Option<String>> {
-        match (source, src) {
-            (Some(pod), _) => Some(pod.node.clone()),
-            (None, EndpointRef::Node(name)) => Some(Some(name.clone())),
-            (None, EndpointRef::Pod(key)) => self.living().find(|p| p.key == *key).map(|p| p.node.clone()),
-            (None, EndpointRef::Ip(_)) => None,
-        }
+    /// The kube-proxy that a connection from here meets.
+    fn proxy(&self, src: &EndpointRef, source: Option<&'a Pod>) -> Option<Proxy> {
+        let node = match (source, src) {
+            (Some(pod), _) => pod.node.clone(),
+            (None, EndpointRef::Node(name)) => Some(name.clone()),
+            (None, EndpointRef::Pod(key)) => self.living().find(|p| p.key == *key)?.node.clone(),
+            (None, EndpointRef::Ip(_)) => return None,
+        };
+        Some(Proxy { node })
     }
 
-    /// What kube-proxy on `node` may make of a destination; `None`: no Service's.
-    fn behind(&self, dst: IpAddr, node: Option<String>, wanted: Wanted) -> Option<Vec<(IpAddr, u16)>> {
+    /// What the kube-proxy may make of a destination; `None`: no Service's.
+    fn behind(&self, dst: IpAddr, proxy: &Proxy, wanted: Wanted) -> Option<Vec<(IpAddr, u16)>> {
         let mut found = false;
         let mut backends = Vec::new();
         for object in self.objects {
@@ -131,7 +136,7 @@ impl<'a> Cluster<'a> {
                 let by_address = service.addresses.contains(&dst) && port.port == wanted.port;
                 let by_node = port.node_port == Some(wanted.port)
                     && !service.addresses.is_empty()
-                    && matches!(self.who(dst, node.as_deref()), Who::OwnNode);
+                    && matches!(self.who(dst, proxy.node.as_deref()), Who::OwnNode);
                 if Some(port.protocol) != wanted.protocol || !(by_address || by_node) {
                     continue;
                 }

@@ -1,0 +1,66 @@
+//! The cluster's objects as an operator changes them.
+
+use std::collections::BTreeMap;
+
+use anyhow::{Context, Result, ensure};
+use serde_json::{Value, json};
+
+use crate::{matrix::SETTLES_WITHIN, patience::until, topology::Lab};
+
+impl Lab {
+    /// Writes one Namespace with these labels.
+    pub fn namespace(&self, name: &str, labels: &[(&str, &str)]) -> Result<()> {
+        let labels: BTreeMap<_, _> = labels.iter().copied().collect();
+        self.manifests().write(
+            &json!({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": name, "labels": labels}}),
+        )
+    }
+
+    /// Writes every object of a YAML text (several documents allowed), as `kubectl apply` would store them.
+    pub fn apply(&self, yaml: &str) -> Result<Vec<Value>> {
+        self.manifests().apply(yaml)
+    }
+
+    /// Changes a stored object, as `kubectl edit` does; `key` as for [`Lab::delete`].
+    pub fn edit(&self, kind: &str, key: &str, change: impl FnOnce(&mut Value)) -> Result<()> {
+        self.manifests().edit(kind, key, change)
+    }
+
+    /// Gives a stored object this label, or another value of it.
+    pub fn label(&self, kind: &str, key: &str, (label, value): (&str, &str)) -> Result<()> {
+        self.edit(kind, key, |object| object["metadata"]["labels"][label] = value.into())
+    }
+
+    /// Stores a policy for the pods of its namespace with this `app`, or all (`*`); `rules` is the rest of its
+    /// `spec` in YAML's flow style.
+    pub fn policy(&self, key: &str, app: &str, rules: &str) -> Result<()> {
+        let (namespace, name) = key.split_once('/').context("a policy's key is namespace/name")?;
+        let selector = if app == "*" { String::new() } else { format!("matchLabels: {{app: {app}}}") };
+        self.apply(&format!(
+            "{{apiVersion: networking.k8s.io/v1, kind: NetworkPolicy, \
+              metadata: {{name: {name}, namespace: {namespace}}}, \
+              spec: {{podSelector: {{{selector}}}, {rules}}}}}"
+        ))?;
+        Ok(())
+    }
+
+    /// Removes an object; `key` is `namespace/name`, or `name` for what has no namespace.
+    pub fn delete(&self, kind: &str, key: &str) -> Result<()> {
+        self.manifests().delete(kind, key)
+    }
+
+    /// Waits until every agent has taken in the manifests as they are now, and so has its kernel.
+    ///
+    /// An agent that has read one more object of a kind that it only counts has read all that was there before.
+    pub fn settle(&self) -> Result<()> {
+        const KIND: &str = "ConfigMap";
+        let number = self.manifests().mark(KIND)?;
+        for agent in self.agents() {
+            let seen = |status: &Value| status["source"]["ignored"][KIND].as_u64().unwrap_or_default();
+            let status = until(SETTLES_WITHIN, || agent.status(), |status| seen(status) >= number.into())?;
+            ensure!(seen(&status) >= number.into(), "an agent has not seen the last change: {status:#}");
+            ensure!(status["datapath"]["error"].is_null(), "the kernel does not follow: {status:#}");
+        }
+        Ok(())
+    }
+}

@@ -16,11 +16,9 @@ use lab::{
     probe::{attempt, attempt_here},
 };
 
-use crate::stage::{Door, Row, Stage, WAYS};
+use crate::stage::{Door, Row, SILENCE, Stage, WAYS};
 
 const PATIENCE: Duration = Duration::from_secs(5);
-/// How long an answer that must not come is waited for.
-const SILENCE: Duration = Duration::from_millis(300);
 
 /// What the Services do without any policy.
 pub fn rows(bridge_nf: bool) -> Vec<Row> {

@@ -9,7 +9,7 @@ use std::{
 
 use lab::{
     Family, Lab, Outcome, Plan, Pod, PodSpec, ProxyMode, Transport,
-    matrix::{PATIENCE, SETTLES_WITHIN},
+    matrix::SETTLES_WITHIN,
     netns::Netns,
     node::{WORLD_V4, WORLD_V6},
     probe::{Attempt, attempt_all},
@@ -17,6 +17,9 @@ use lab::{
     until,
 };
 use serde_json::json;
+
+/// How long an answer is waited for; what comes later is asked for again if it is wanted.
+pub const SILENCE: Duration = Duration::from_millis(400);
 
 /// What stands behind a Service.
 enum Behind {
@@ -246,7 +249,7 @@ impl Stage {
             .collect();
         // A refusal that comes while `connect` still holds the socket is heard at the second attempt, after a second.
         let refusal = rows.iter().any(|row| row.3 == Outcome::Refused);
-        let patience = if refusal { PATIENCE + Duration::from_secs(1) } else { PATIENCE };
+        let patience = if refusal { SILENCE + Duration::from_secs(1) } else { SILENCE };
         attempt_all(&attempts, patience).unwrap().chunks(WAYS.len()).map(<[_]>::to_vec).collect()
     }
 }

@@ -92,7 +92,10 @@ const _: () = assert!(size_of::<Peer>() == 16);
 /// node port. Maps `SERVICES_V4`, `SERVICES_V6` (HASH): to an identity number (u32) that stands for the backends.
 ///
 /// A rule set lets a pod speak to that identity (`EGRESS`, all protocols) if it allows some of the backends; which
-/// one is meant is judged after translation.
+/// one is meant is judged after translation. A pod that has a tenant needs that identity's door, too.
+///
+/// The unspecified address stands for every address of another node, whose node ports are translated there, where
+/// nobody knows the pod any more.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct ServiceKey<A> {

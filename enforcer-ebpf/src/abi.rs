@@ -50,8 +50,9 @@ const _: () = assert!(size_of::<Endpoint>() == 64 && offset_of!(Endpoint, policy
 
 /// Rule set (low half) and policy generation (high half) of an endpoint in one word, read by one load.
 ///
-/// The agent changes the rule set first and the generation after it, in two map updates, so a program
-/// never records a verdict of the old rules under the new generation.
+/// New rules come with a new generation: under the old one, tracked connections would pass by the old rules while
+/// new ones pass by the new. A second generation follows, because a program may have met a record half written and
+/// recorded a verdict of the old rules under the first.
 #[repr(transparent)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct PolicyWord(pub u64);
@@ -91,7 +92,10 @@ const _: () = assert!(size_of::<Peer>() == 16);
 /// node port. Maps `SERVICES_V4`, `SERVICES_V6` (HASH): to an identity number (u32) that stands for the backends.
 ///
 /// A rule set lets a pod speak to that identity (`EGRESS`, all protocols) if it allows some of the backends; which
-/// one is meant is judged after translation.
+/// one is meant is judged after translation. A pod that has a tenant needs that identity's door, too.
+///
+/// The unspecified address stands for every address of another node, whose node ports are translated there, where
+/// nobody knows the pod any more.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct ServiceKey<A> {

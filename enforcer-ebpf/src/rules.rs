@@ -17,9 +17,11 @@ use crate::{
 pub struct Grant {
     pub rule: u32,
     pub identity: u32,
-    /// The packet goes to a Service or to the node, where its destination may be translated.
-    pub marked: bool,
+    /// [`MARKED`]: the packet goes to a Service or to the node, where its destination may be translated. A word,
+    /// because the kernel's BTF knows no `Result` with its tag behind the fields.
+    pub marked: u32,
 }
+pub const MARKED: u32 = 1;
 
 /// What is asked of a rule set; small enough for one register.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -67,14 +69,20 @@ pub fn allow<F: Family, T: Tables + Addresses<F>, H: At>(
     let port_be = if against { flow.rule_port(0) } else { flow.rule_port(1) };
     let rule_set = site.policy.rule_set();
     let mut key = RuleKey { rule_set, peer: PEER_ANY, direction, protocol: flow.protocol, port_be };
-    let (peer, marked) = match frontend(site, flow, &key) {
-        // Only rules for all protocols and ports speak of a Service: its port is not its backends'.
-        Some(identity) => {
-            (key.protocol, key.port_be) = (0, [0; 2]);
-            (Peer { identity, ..Peer::default() }, true)
+    let (mut peer, mut marked) = (UNKNOWN, MARKED);
+    let mut service = frontend::<F, T, H>(site, site.hook().remote(flow), &key);
+    if service.is_none() {
+        (peer, marked) = other(site, flow, question);
+        if peer.identity == IDENTITY_REMOTE_NODE {
+            service = frontend::<F, T, H>(site, F::UNSPECIFIED, &key);
         }
-        None => other(site, flow, question),
-    };
+    }
+    if let Some(identity) = service {
+        // Only rules for all protocols and ports speak of a Service: its port is not its backends'. It has no tenant
+        // either: its backends have, and the door says whether this pod's may reach them.
+        (key.protocol, key.port_be) = (0, [0; 2]);
+        peer = Peer { identity, ..UNKNOWN };
+    }
     key.peer = peer.identity;
     let own = site.endpoint.tenant;
     if own != 0 && peer.tenant != 0 && own != peer.tenant {
@@ -99,11 +107,12 @@ pub fn allow<F: Family, T: Tables + Addresses<F>, H: At>(
     }
 }
 
-/// The number behind the Service that the connection goes to, if it goes to one.
+/// The number behind the Service that the connection goes to, if it goes to one. The unspecified address stands for
+/// every other node's, which lead to node ports too.
 #[inline(always)]
 fn frontend<F: Family, T: Tables + Addresses<F>, H: At>(
     site: &Site<T, H>,
-    flow: &Flow<F>,
+    address: F::Addr,
     key: &RuleKey,
 ) -> Option<u32> {
     // On its way to another node a packet has been translated already.
@@ -111,7 +120,7 @@ fn frontend<F: Family, T: Tables + Addresses<F>, H: At>(
         return None;
     }
     let RuleKey { protocol, port_be, .. } = *key;
-    let key = ServiceKey { address: site.hook().remote(flow), port_be, protocol, pad: 0 };
+    let key = ServiceKey { address, port_be, protocol, pad: 0 };
     Addresses::<F>::service(site.tables, &key)
 }
 
@@ -121,7 +130,7 @@ fn other<F: Family, T: Tables + Addresses<F>, H: At>(
     site: &Site<T, H>,
     flow: &Flow<F>,
     question: Question,
-) -> (Peer, bool) {
+) -> (Peer, u32) {
     let mut peer = site.peer::<F>(site.hook().remote(flow)).unwrap_or(UNKNOWN);
     let is_host = peer.identity == IDENTITY_HOST;
     if is_host && question.direction == INGRESS && question.origin != NOBODY {
@@ -134,5 +143,5 @@ fn other<F: Family, T: Tables + Addresses<F>, H: At>(
             None => peer.identity = IDENTITY_REMOTE_NODE,
         }
     }
-    (peer, is_host && question.direction == EGRESS)
+    (peer, if is_host && question.direction == EGRESS { MARKED } else { 0 })
 }

@@ -13,7 +13,7 @@ use crate::{
     packet::{Packet, TCP, TCP_FIN, TCP_RST},
     reason::Reason,
     report,
-    rules::{Question, allow},
+    rules::{MARKED, Question, allow},
     tables::{Addresses, ConnRef, Inserted, Tables, tick},
 };
 
@@ -135,7 +135,7 @@ pub fn begin<F: Family, P: Packet, T: Tables + Addresses<F>, H: At>(
         Err(reason) => return Outcome::new(Err(reason.into())),
     };
     birth.rule = grant.rule;
-    if site.hook() == Hook::FromPod && grant.marked {
+    if site.hook() == Hook::FromPod && grant.marked == MARKED {
         birth.state = CONN_MARKED;
         mark(packet, site);
     }

@@ -10,14 +10,8 @@ use anyhow::{Context, Result, ensure};
 use serde_json::Value;
 
 use crate::{
-    agent::Agent,
-    flowlog::Blocked,
-    kubelet,
-    matrix::Matrix,
-    patience::until,
-    pod::PodSpec,
-    probe::Family,
-    topology::{Lab, Plan},
+    agent::Agent, flowlog::Blocked, kubelet, matrix::Matrix, patience::until, plan::Plan, pod::PodSpec,
+    probe::Family, topology::Lab,
 };
 
 /// How long policies may take until they show, and records until they are written.

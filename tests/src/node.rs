@@ -56,7 +56,6 @@ impl Node {
             node.netns.sysctl(key, "1")?;
         }
         let (v4, v6, netns) = (node.ipv4(), node.ipv6(), node.netns.name());
-        let (pods4, pods6) = (node.pods_v4(), node.pods_v6());
         underlay.ip(&format!(
             "link add n{number} mtu {UNDERLAY_MTU} type veth peer name eth0 mtu {UNDERLAY_MTU} netns {netns}\n\
              link set n{number} master br0 up\n"
@@ -66,20 +65,36 @@ impl Node {
              addr add {v6}/64 dev eth0 nodad\n\
              link set eth0 up\n\
              route add default via {WORLD_V4}\n\
-             route add default via {WORLD_V6}\n\
-             link add flannel.1 mtu {POD_MTU} address {mac4} type vxlan id 1 dstport {TUNNEL_PORT} local {v4} dev eth0 nolearning\n\
+             route add default via {WORLD_V6}\n"
+        ))?;
+        node.add_overlay()?;
+        let (pods4, pods6) = (node.pods_v4(), node.pods_v6());
+        underlay.ip(&format!("route add {pods4} via {v4}\nroute add {pods6} via {v6}\n"))?;
+        Ok(node)
+    }
+
+    fn add_overlay(&self) -> Result<()> {
+        self.netns.ip(&format!(
+            "link add flannel.1 mtu {POD_MTU} address {mac4} type vxlan id 1 dstport {TUNNEL_PORT} local {v4} dev eth0 nolearning\n\
              link add flannel-v6.1 mtu {POD_MTU} address {mac6} type vxlan id 1 dstport {TUNNEL_PORT} local {v6} dev eth0 nolearning\n\
              addr add {overlay4}/32 dev flannel.1\n\
              addr add {overlay6}/128 dev flannel-v6.1 nodad\n\
              link set flannel.1 up\n\
              link set flannel-v6.1 up\n",
-            mac4 = node.overlay_mac(4),
-            mac6 = node.overlay_mac(6),
-            overlay4 = pods4.network(),
-            overlay6 = pods6.network(),
-        ))?;
-        underlay.ip(&format!("route add {pods4} via {v4}\nroute add {pods6} via {v6}\n"))?;
-        Ok(node)
+            v4 = self.ipv4(),
+            v6 = self.ipv6(),
+            mac4 = self.overlay_mac(4),
+            mac6 = self.overlay_mac(6),
+            overlay4 = self.pods_v4().network(),
+            overlay6 = self.pods_v6().network(),
+        ))
+    }
+
+    /// As flanneld does when its settings change: other devices under the same names.
+    pub fn renew_overlay(&self, others: &[Arc<Self>]) -> Result<()> {
+        self.netns.ip("link del flannel.1\nlink del flannel-v6.1\n")?;
+        self.add_overlay()?;
+        self.join(others)
     }
 
     /// Route, neighbour and FDB entry for each other node, permanent as flanneld makes them.

@@ -16,73 +16,21 @@ use anyhow::{Context, Result, bail};
 use nix::mount::{MntFlags, MsFlags, mount, umount2};
 
 use crate::{
-    agent::{Agent, AgentOptions},
+    agent::Agent,
     binaries,
     chain::Chain,
     kubelet::Manifests,
     netns::{NETNS_DIR, Netns, remove_namespace, require_root},
     node::{Node, UNDERLAY_MTU, WORLD_V4, WORLD_V6},
+    plan::Plan,
     pod::{Pod, PodSpec, Start},
-    proxy::{Proxy, ProxyMode},
+    proxy::Proxy,
 };
 
 /// One directory per lab; a lab lives as long as a process holds the lock on its `owner` file.
 pub const LABS_DIR: &str = "/run/bulkhead-lab";
 /// File in the directory of a lab that was left running on purpose.
 const KEPT: &str = "kept";
-
-/// What kind of lab to raise.
-#[derive(Clone, Debug)]
-pub struct Plan {
-    nodes: u8,
-    agent: Option<AgentOptions>,
-    proxy: Option<ProxyMode>,
-    bridge_nf: Option<bool>,
-}
-
-impl Plan {
-    /// Flannel alone: every pod reaches every pod.
-    pub fn flat() -> Self {
-        Self { nodes: 2, agent: None, proxy: None, bridge_nf: None }
-    }
-
-    /// With an agent on each node and `bulkhead-cni` last in the chain.
-    pub fn bulkhead() -> Self {
-        Self { agent: Some(AgentOptions::default()), ..Self::flat() }
-    }
-
-    #[must_use]
-    pub fn nodes(mut self, nodes: u8) -> Self {
-        self.nodes = nodes;
-        self
-    }
-
-    /// Settings of the agents; makes a flat plan one with agents.
-    #[must_use]
-    pub fn agent(mut self, options: AgentOptions) -> Self {
-        self.agent = Some(options);
-        self
-    }
-
-    /// With kube-proxy's part and flannel's masquerading on each node; neither is there otherwise, so that a lab
-    /// without Services has no connection tracking of the kernel in its way.
-    #[must_use]
-    pub fn proxy(mut self, mode: ProxyMode) -> Self {
-        self.proxy = Some(mode);
-        self
-    }
-
-    /// As [`Node::bridge_nf`], on every node.
-    #[must_use]
-    pub fn bridge_nf(mut self, on: bool) -> Self {
-        self.bridge_nf = Some(on);
-        self
-    }
-
-    pub fn raise(self) -> Result<Lab> {
-        Lab::raise(&self)
-    }
-}
 
 /// A running cluster. Dropping it removes everything: pods, agents, namespaces, mounts, directory.
 ///
@@ -101,7 +49,7 @@ pub struct Lab {
 }
 
 impl Lab {
-    fn raise(plan: &Plan) -> Result<Self> {
+    pub(crate) fn raise(plan: &Plan) -> Result<Self> {
         require_root()?;
         sweep();
         let dir = LabDir::create()?;

@@ -18,6 +18,10 @@ use lab::{
     Blocked, Family, Knock, Lab, Outcome, Plan, Pod, PodSpec, Start, Stream, Transport,
     matrix::SETTLES_WITHIN, netns::Netns, probe::attempt, until,
 };
+use nix::{
+    sched::{CpuSet, sched_getcpu, sched_setaffinity},
+    unistd::Pid,
+};
 use serde_json::Value;
 
 const PATIENCE: Duration = Duration::from_secs(2);
@@ -257,6 +261,10 @@ fn a_policy_edit_flips_whole_and_what_both_forms_allow_notices_nothing() {
     let stop = Arc::new(AtomicBool::new(false));
     let (stopped, ip) = (Arc::clone(&stop), db.ip(Family::V4));
     let sender = web.netns().spawn(move || {
+        // A packet waits in its processor's backlog: those of two could overtake each other before the hook.
+        let mut here = CpuSet::new();
+        here.set(sched_getcpu().unwrap()).unwrap();
+        sched_setaffinity(Pid::from_raw(0), &here).unwrap();
         let socket = UdpSocket::bind("0.0.0.0:0").unwrap();
         let mut sent = 0_u64;
         while !stopped.load(Ordering::Relaxed) {

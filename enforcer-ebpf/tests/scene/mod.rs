@@ -132,7 +132,10 @@ pub const BRIDGE: u32 = 50;
 pub fn services() -> Vec<(IpAddr, u16, u32)> {
     let frontends = [(Vip, 80, 500), (Vip, 81, 501), (Vip, 443, 501), (Host, 30080, 500), (Host, 30081, 501)];
     let of = |v6: bool| frontends.map(|(who, port, backends)| (who.address(v6), port, backends));
-    [of(false), of(true)].concat()
+    // The same node ports at other nodes.
+    let elsewhere = [IpAddr::V4(Ipv4Addr::UNSPECIFIED), IpAddr::V6(Ipv6Addr::UNSPECIFIED)]
+        .map(|any| [(any, 30080, 502), (any, 30081, 501)]);
+    [&of(false)[..], &of(true), &elsewhere.concat()].concat()
 }
 
 /// Everything else, by prefix length.
@@ -191,6 +194,8 @@ pub fn rules() -> Vec<(u32, RuleKey, u32)> {
             (RULE_BITS_ALL, key(set, 304, EGRESS | DOOR, 0, 0), 20),
             (RULE_BITS_PORT, key(set, PEER_ANY, EGRESS, TCP, 443), 22),
             (RULE_BITS_ALL, key(set, 500, EGRESS, 0, 0), 23),
+            (RULE_BITS_ALL, key(set, 500, EGRESS | DOOR, 0, 0), 26),
+            (RULE_BITS_ALL, key(set, 502, EGRESS, 0, 0), 27),
         ]);
     }
     rules

@@ -8,8 +8,8 @@ use bulkhead_ebpf::{
 };
 
 use super::{
-    A, B, Case, Host, RULES_A, RULES_B, RULES_HOST, RULES_NONE, RULES_OPEN, Remote,
-    Step::{Packet, Policy, Translated},
+    A, B, Case, Host, Node, RULES_A, RULES_B, RULES_HOST, RULES_NONE, RULES_OPEN, Remote,
+    Step::{Packet, Policy, Tenant as Tenancy, Translated},
     Tenant, Vip, World, between,
 };
 
@@ -42,6 +42,29 @@ pub fn services(cases: &mut Vec<Case>, v6: bool) {
             Packet(A, FromPod, to(A, Host).tcp(9, 30080, SYN), R::Allowed),
             Packet(A, FromPod, to(A, Host).tcp(9, 30081, SYN), R::PolicyDenied),
             Packet(A, FromPod, to(A, Host).tcp(9, 30082, SYN), R::Allowed),
+        ],
+    );
+    case(
+        "another node's node port is no way round it",
+        vec![
+            Packet(A, FromPod, to(A, Node).tcp(9, 30080, SYN), R::Allowed),
+            Packet(A, FromPod, to(A, Node).tcp(9, 30081, SYN), R::PolicyDenied),
+            Packet(A, FromPod, to(A, Node).tcp(9, 443, SYN), R::Allowed),
+            Packet(A, FromPod, to(A, World).tcp(9, 30080, SYN), R::PolicyDenied),
+            Policy(A, RULES_OPEN, 2),
+            Packet(A, FromPod, to(A, Node).tcp(8, 30081, SYN), R::Allowed),
+        ],
+    );
+    case(
+        "a tenant needs the Service's door, open as its own rules may be",
+        vec![
+            Tenancy(A, 7),
+            Packet(A, FromPod, av.tcp(9, 80, SYN), R::Allowed),
+            Packet(A, FromPod, av.tcp(9, 81, SYN), R::TenantBoundary),
+            Packet(A, FromPod, to(A, Node).tcp(9, 30080, SYN), R::TenantBoundary),
+            Policy(A, RULES_OPEN, 2),
+            Packet(A, FromPod, av.tcp(8, 80, SYN), R::TenantBoundary),
+            Packet(A, FromPod, to(A, Node).tcp(8, 22, SYN), R::Allowed),
         ],
     );
     case(

@@ -65,7 +65,7 @@ where
             tracing::warn!(error = error_chain(&error), "an idle connection stays");
             continue;
         }
-        if conn.state & bulkhead_ebpf::abi::CONN_ENDED == 0 {
+        if conn.state & bulkhead_ebpf::abi::CONN_ENDED == 0 && !sweep::is_only_a_verdict(&conn) {
             flows.ended(&key, &conn);
         }
     }

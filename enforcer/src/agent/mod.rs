@@ -88,6 +88,7 @@ pub async fn run(settings: Settings) -> anyhow::Result<()> {
     clock.set_missed_tick_behavior(MissedTickBehavior::Delay);
     let mut waiting: Vec<Waiting> = Vec::new();
     let netlink = Netlink::connect().context("cannot talk to the kernel about routes")?;
+    node.follow_links(netlink.links().await.context("routes cannot be read")?);
     loop {
         tokio::select! {
             update = updates.recv() => {
@@ -116,7 +117,7 @@ pub async fn run(settings: Settings) -> anyhow::Result<()> {
             },
             _ = clock.tick() => {
                 match netlink.links().await {
-                    Ok(links) => node.guard_ways(&links),
+                    Ok(links) => node.follow_links(links),
                     Err(error) => tracing::warn!(%error, "routes cannot be read"),
                 }
                 node.tick();

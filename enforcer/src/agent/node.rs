@@ -10,9 +10,14 @@ use std::{
 use bulkhead_cni::protocol::{AttachmentId, CniAnswer, CniRequest, Sandbox};
 use nix::net::if_::if_nametoindex;
 
-use super::{local, names::Publisher, overlay::Way, settings::Settings};
+use super::{
+    local,
+    names::Publisher,
+    overlay::{Links, Way},
+    settings::Settings,
+};
 use crate::{
-    cluster::index::Index,
+    cluster::{index::Index, object::Kind},
     datapath::{
         DatapathError, Local, Tables, Written,
         kernel::Maps,
@@ -42,6 +47,7 @@ pub struct Node {
     pub(super) programs: Programs,
     pub(super) source: SourceState,
     pub(super) health: Health,
+    pub(super) links: Links,
     pub(super) ways: Vec<Way>,
     store: Store,
     /// Kernel records of a state file that was lost, by interface; kept as they are.
@@ -107,6 +113,7 @@ impl Node {
             programs,
             source: SourceState::default(),
             health: Health::default(),
+            links: Links::default(),
             ways: Vec::new(),
             store,
             orphans: BTreeMap::new(),
@@ -179,6 +186,7 @@ impl Node {
 
     /// Takes in what the cluster says; the kernel follows at once.
     pub fn learn(&mut self, update: Update) {
+        let of_nodes = update.changes.iter().any(|change| change.kind() == Kind::Node);
         for change in update.changes {
             match change {
                 Change::Upsert(object) => self.index.apply(object),
@@ -188,6 +196,9 @@ impl Node {
         self.source =
             SourceState { synced: update.synced, problems: update.problems, ignored: update.ignored };
         self.names.look_again();
+        if of_nodes {
+            self.guard_ways(); // before anything is opened that is to be judged there
+        }
         self.enforce();
     }
 

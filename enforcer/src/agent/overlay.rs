@@ -117,27 +117,39 @@ pub struct Way {
 }
 
 impl Node {
-    /// Follows routes and interfaces: puts `to_overlay` where packets leave for other nodes' pods. While that cannot be
-    /// done everywhere, a Service is open only to those who may reach every backend elsewhere (fail closed).
-    pub fn guard_ways(&mut self, links: &Links) {
+    /// Takes in routes and interfaces; the kernel follows at once if they change what must hold.
+    pub fn follow_links(&mut self, links: Links) {
+        self.links = links;
+        if self.guard_ways() {
+            self.enforce();
+        }
+    }
+
+    /// Puts `to_overlay` where packets leave for other nodes' pods. While that cannot be done everywhere, a Service is
+    /// open only to those who may reach every backend elsewhere (fail closed). Tells whether that has changed.
+    pub(super) fn guard_ways(&mut self) -> bool {
         let own = self.index.node_name();
         let others = self.index.nodes().filter(|node| Some(node.name.as_str()) != own);
         let networks: BTreeSet<&IpNetwork> = others.flat_map(|node| &node.pod_cidrs).collect();
-        let ways: Vec<Way> = links
+        let interfaces: Vec<(u32, Interface)> = self
+            .links
             .towards(networks.into_iter())
             .into_iter()
-            .filter_map(|index| Some((index, links.interfaces.get(&index)?)))
+            .filter_map(|index| Some((index, self.links.interfaces.get(&index)?.clone())))
+            .collect();
+        self.ways = interfaces
+            .into_iter()
             .map(|(index, interface)| Way {
-                interface: interface.name.clone(),
-                error: self.guard_way(index, interface).err().unwrap_or_default(),
+                error: self.guard_way(index, &interface).err().unwrap_or_default(),
+                interface: interface.name,
             })
             .collect();
-        let all = ways.iter().all(|way| way.error.is_empty());
-        if self.compiler.judge_backends_elsewhere(all) {
-            tracing::warn!(?ways, all, "egress through Services to other nodes is judged otherwise");
-            self.enforce();
+        let all = self.ways.iter().all(|way| way.error.is_empty());
+        let changed = self.compiler.judge_backends_elsewhere(all);
+        if changed {
+            tracing::warn!(ways = ?self.ways, all, "egress through Services to other nodes is judged otherwise");
         }
-        self.ways = ways;
+        changed
     }
 
     fn guard_way(&mut self, index: u32, interface: &Interface) -> Result<(), String> {

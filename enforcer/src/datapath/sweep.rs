@@ -13,12 +13,21 @@ const UDP: u8 = 17;
 const ICMP: u8 = 1;
 const ICMP6: u8 = 58;
 
+const VERDICT_SILENCE: Duration = Duration::from_mins(10);
+
 /// A clock tick of the connection table: 2^30 ns.
 const TICK: Duration = Duration::from_nanos(1 << 30);
 
 /// The table's time of a `CLOCK_MONOTONIC` time in nanoseconds.
 pub fn tick(now: u64) -> u32 {
     u32::try_from(now >> 30).unwrap_or(u32::MAX)
+}
+
+/// Made on the way to another node, only to remember a verdict: it counts nothing and never sees an answer. Whatever
+/// the protocol, the next packet can make it again.
+pub fn is_only_a_verdict(conn: &Conn) -> bool {
+    let opener_counts = conn.sides & abi::CONN_OPENER == (conn.sides & abi::CONN_COUNTER) >> 1;
+    conn.state & abi::CONN_TRANSLATED != 0 && opener_counts
 }
 
 /// How long an entry in this state may be silent.
@@ -39,7 +48,9 @@ fn allowed_silence(protocol: u8, state: u8) -> Duration {
 
 /// `now`: `CLOCK_MONOTONIC`.
 pub fn expired(protocol: u8, conn: &Conn, now: Duration) -> bool {
-    now.saturating_sub(TICK * conn.last_seen) > allowed_silence(protocol, conn.state) + TICK
+    let allowed =
+        if is_only_a_verdict(conn) { VERDICT_SILENCE } else { allowed_silence(protocol, conn.state) };
+    now.saturating_sub(TICK * conn.last_seen) > allowed + TICK
 }
 
 #[cfg(test)]
@@ -66,6 +77,21 @@ mod tests {
             let now = TICK * 1000 + Duration::from_secs(silence);
             assert_eq!(expired(protocol, &conn, now), want, "{case}");
         }
+    }
+
+    #[test]
+    fn a_verdict_from_the_way_to_another_node_has_an_age_of_its_own() {
+        let verdict = |sides| Conn { state: abi::CONN_TRANSLATED, sides, last_seen: 1000, ..Conn::default() };
+        let after = |seconds| TICK * 1000 + Duration::from_secs(seconds);
+        for sides in [0, abi::CONN_OPENER | abi::CONN_COUNTER] {
+            assert!(is_only_a_verdict(&verdict(sides)));
+            assert!(!expired(TCP, &verdict(sides), after(590)) && expired(TCP, &verdict(sides), after(610)));
+        }
+        // Seen at the backend's own interface: a connection like others.
+        assert!(
+            !is_only_a_verdict(&verdict(abi::CONN_COUNTER)) && !is_only_a_verdict(&verdict(abi::CONN_OPENER))
+        );
+        assert!(expired(TCP, &verdict(abi::CONN_COUNTER), after(130)));
     }
 
     #[test]

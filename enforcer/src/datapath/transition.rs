@@ -1,7 +1,7 @@
 //! The way from what the kernel holds to what it must hold, as a list of writes of which every prefix is safe.
 //!
 //! ```text
-//! scope = old ∪ new:  rules of old and new rule sets ─▶ addresses ─▶ endpoints (rule set, then generation)
+//! scope = old ∪ new:  rules of old and new rule sets ─▶ addresses ─▶ endpoints (rule set and generation)
 //! scope = new:        rules of the rule sets in force ─▶ addresses
 //! ```
 //! A rule is written before any address or endpoint can lead to it, and an address means the same to the
@@ -383,17 +383,22 @@ impl<'a> Draft<'a> {
             if !moved && actual == Some(desired) {
                 continue;
             }
-            if actual.is_some_and(|actual| actual != desired) {
-                // New rules under the old generation first: never old rules under the new one.
+            let same_verdicts =
+                actual.is_some_and(|actual| Endpoint { identity: desired.identity, ..actual } == desired);
+            if !moved && same_verdicts {
                 self.push(Op::SetEndpoint(desired));
-            }
-            if !moved
-                && actual.is_some_and(|actual| Endpoint { identity: desired.identity, ..actual } == desired)
-            {
                 continue; // the pod's own number is for the flow log: no verdict depends on it
             }
+            // New rules come with a new generation: under the old one, tracked connections would pass by the
+            // old rules while new ones pass by the new.
             desired.policy = PolicyWord::new(desired.policy.rule_set(), self.numbers.next_generation());
             self.push(Op::SetEndpoint(desired));
+            if actual.is_some() && !same_verdicts {
+                // A packet may have met the record half written and noted an old verdict under that generation:
+                // the verdict ends with it.
+                desired.policy = PolicyWord::new(desired.policy.rule_set(), self.numbers.next_generation());
+                self.push(Op::SetEndpoint(desired));
+            }
         }
     }
 

@@ -7,7 +7,7 @@ use std::{collections::BTreeMap, fmt, path::PathBuf};
 
 use serde::{Deserialize, Serialize};
 
-use crate::cluster::object::{Object, ObjectRef};
+use crate::cluster::object::{Kind, Object, ObjectRef};
 
 pub mod manifest;
 
@@ -28,6 +28,15 @@ pub struct Update {
 pub enum Change {
     Upsert(Object),
     Delete(ObjectRef),
+}
+
+impl Change {
+    pub fn kind(&self) -> Kind {
+        match self {
+            Self::Upsert(object) => object.reference().kind,
+            Self::Delete(object) => object.kind,
+        }
+    }
 }
 
 /// Something that could not be read or honoured, where it is, and what that does to enforcement.

@@ -9,9 +9,10 @@ use serde_json::{Value, json};
 use super::RULES;
 use crate::{
     patience::until,
+    plan::Plan,
     pod::{Pod, PodSpec},
     probe::{Family, Outcome, Transport, attempt},
-    topology::{Lab, Plan},
+    topology::Lab,
 };
 
 /// Where pods echo for the check of verdicts.

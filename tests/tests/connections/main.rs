@@ -3,6 +3,7 @@
 
 mod cuts;
 mod edits;
+mod flips;
 mod fragments;
 mod heirs;
 mod icmp;

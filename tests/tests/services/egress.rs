@@ -4,7 +4,7 @@ use std::{collections::BTreeSet, net::IpAddr};
 
 use lab::{
     Blocked, Family, Outcome, Transport,
-    matrix::{PATIENCE, SETTLES_WITHIN},
+    matrix::SETTLES_WITHIN,
     node::{WORLD_V4, WORLD_V6},
     probe::{Attempt, attempt_all},
     until,
@@ -14,7 +14,7 @@ use serde_json::json;
 use crate::{
     flat,
     policed::{DOORS, MASQUERADED, block, both_bridges, pods, ports, set_egress, through},
-    stage::{Door, Stage, WAYS},
+    stage::{Door, SILENCE, Stage, WAYS},
 };
 
 pub fn means_the_backend_at_its_own_port(stage: &Stage) {
@@ -137,7 +137,7 @@ fn outcomes(
     };
     let once = doors.iter().flat_map(|door| ways.iter().map(|way| attempt(*door, *way)));
     let attempts: Vec<_> = (0..times).flat_map(|_| once.clone()).collect();
-    attempt_all(&attempts, PATIENCE).unwrap().into_iter().collect()
+    attempt_all(&attempts, SILENCE).unwrap().into_iter().collect()
 }
 
 pub fn to_backends_that_are_no_pods_is_for_all_of_them_or_none(stage: &Stage) {

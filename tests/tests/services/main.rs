@@ -6,6 +6,7 @@
 
 mod egress;
 mod flat;
+mod gaps;
 mod ingress;
 mod live;
 mod policed;

@@ -27,7 +27,7 @@ fn policies_mean_the_backend_with_nftables() {
 }
 
 fn policed(mode: ProxyMode) {
-    let stage = Stage::raise(Plan::bulkhead().proxy(mode));
+    let stage = Stage::raise(Plan::bulkhead(), mode);
     both_bridges(&stage, "without a policy, as the flat network", flat::rows);
     flat::own_node(&stage, Outcome::Reached);
     tenants_stay_apart(&stage);

@@ -8,8 +8,8 @@ use std::{
 };
 
 use lab::{
-    Family, Lab, Outcome, Plan, Pod, PodSpec, Transport,
-    matrix::{PATIENCE, SETTLES_WITHIN},
+    Family, Lab, Outcome, Plan, Pod, PodSpec, ProxyMode, Transport,
+    matrix::SETTLES_WITHIN,
     netns::Netns,
     node::{WORLD_V4, WORLD_V6},
     probe::{Attempt, attempt_all},
@@ -17,6 +17,9 @@ use lab::{
     until,
 };
 use serde_json::json;
+
+/// How long an answer is waited for; what comes later is asked for again if it is wanted.
+pub const SILENCE: Duration = Duration::from_millis(400);
 
 /// What stands behind a Service.
 enum Behind {
@@ -63,14 +66,15 @@ pub type Row = (&'static str, &'static str, Door, Outcome);
 
 pub struct Stage {
     pub lab: Lab,
+    pub mode: ProxyMode,
     /// What runs outside of pods: in the world, and on the nodes.
     pub world: Server,
     _nodes: Vec<Server>,
 }
 
 impl Stage {
-    pub fn raise(plan: Plan) -> Self {
-        let lab = plan.raise().unwrap();
+    pub fn raise(plan: Plan, mode: ProxyMode) -> Self {
+        let lab = plan.proxy(mode).raise().unwrap();
         for namespace in ["shop", "rival", "default"] {
             lab.namespace(namespace, &[]).unwrap();
         }
@@ -89,7 +93,7 @@ impl Stage {
         };
         let world = serve(lab.world(), 443);
         let nodes = lab.nodes().iter().map(|node| serve(node.netns(), 6443)).collect();
-        let stage = Self { lab, world, _nodes: nodes };
+        let stage = Self { lab, mode, world, _nodes: nodes };
         for (key, behind) in &SERVICES {
             stage.offer(key, behind);
         }
@@ -245,7 +249,7 @@ impl Stage {
             .collect();
         // A refusal that comes while `connect` still holds the socket is heard at the second attempt, after a second.
         let refusal = rows.iter().any(|row| row.3 == Outcome::Refused);
-        let patience = if refusal { PATIENCE + Duration::from_secs(1) } else { PATIENCE };
+        let patience = if refusal { SILENCE + Duration::from_secs(1) } else { SILENCE };
         attempt_all(&attempts, patience).unwrap().chunks(WAYS.len()).map(<[_]>::to_vec).collect()
     }
 }

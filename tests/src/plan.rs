@@ -1,0 +1,58 @@
+//! What kind of lab to raise.
+
+use anyhow::Result;
+
+use crate::{agent::AgentOptions, proxy::ProxyMode, topology::Lab};
+
+/// Nodes, and what is on each of them.
+#[derive(Clone, Debug)]
+pub struct Plan {
+    pub(crate) nodes: u8,
+    pub(crate) agent: Option<AgentOptions>,
+    pub(crate) proxy: Option<ProxyMode>,
+    pub(crate) bridge_nf: Option<bool>,
+}
+
+impl Plan {
+    /// Flannel alone: every pod reaches every pod.
+    pub fn flat() -> Self {
+        Self { nodes: 2, agent: None, proxy: None, bridge_nf: None }
+    }
+
+    /// With an agent on each node and `bulkhead-cni` last in the chain.
+    pub fn bulkhead() -> Self {
+        Self { agent: Some(AgentOptions::default()), ..Self::flat() }
+    }
+
+    #[must_use]
+    pub fn nodes(mut self, nodes: u8) -> Self {
+        self.nodes = nodes;
+        self
+    }
+
+    /// Settings of the agents; makes a flat plan one with agents.
+    #[must_use]
+    pub fn agent(mut self, options: AgentOptions) -> Self {
+        self.agent = Some(options);
+        self
+    }
+
+    /// With kube-proxy's part and flannel's masquerading on each node; neither is there otherwise, so that a lab
+    /// without Services has no connection tracking of the kernel in its way.
+    #[must_use]
+    pub fn proxy(mut self, mode: ProxyMode) -> Self {
+        self.proxy = Some(mode);
+        self
+    }
+
+    /// As [`Node::bridge_nf`](crate::node::Node::bridge_nf), on every node.
+    #[must_use]
+    pub fn bridge_nf(mut self, on: bool) -> Self {
+        self.bridge_nf = Some(on);
+        self
+    }
+
+    pub fn raise(self) -> Result<Lab> {
+        Lab::raise(&self)
+    }
+}

@@ -28,12 +28,16 @@ pub fn origin<F: Family, P: Packet, T: Tables + Addresses<F>>(packet: &P, tables
     if peer.ifindex != 0 {
         return peer.ifindex;
     }
-    // What the node itself sends has come in nowhere.
-    if peer.identity != IDENTITY_HOST || packet.came_in_by() == 0 {
+    if peer.identity != IDENTITY_HOST {
         return NOBODY;
     }
     let mask = tables.config().mark_mask;
     let number = (packet.mark() & mask).checked_div(lowest(mask)).unwrap_or(0);
+    // What the node itself sends has come in nowhere and bears no mark. The mark is asked first: a packet that is
+    // cut into fragments on its way keeps it, but in IPv6 forgets where it came in (`ip6_copy_metadata`).
+    if number == 0 && packet.came_in_by() == 0 {
+        return NOBODY;
+    }
     let ifindex = if number == 0 { None } else { tables.origin(number) };
     match ifindex {
         Some(ifindex) if is_marked(tables, ifindex, number) => ifindex,

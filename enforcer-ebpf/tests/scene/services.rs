@@ -9,7 +9,7 @@ use bulkhead_ebpf::{
 
 use super::{
     A, B, Case, Host, RULES_A, RULES_B, RULES_HOST, RULES_NONE, RULES_OPEN, Remote,
-    Step::{Packet, Policy, Translated},
+    Step::{Marked, Packet, Policy, Translated},
     Tenant, Vip, World, between,
 };
 
@@ -187,6 +187,14 @@ pub fn services(cases: &mut Vec<Case>, v6: bool) {
             Translated(A, ToOverlay, ar.tcp(9, 80, ACK), Some(A), R::Tracked),
             Policy(A, RULES_A, 2),
             Translated(A, ToOverlay, ar.tcp(9, 80, ACK), Some(A), R::Tracked),
+        ],
+    );
+    case(
+        "a fragment of a masqueraded packet that has lost where it came in is still the pod's",
+        vec![
+            Marked(B, ToPod, hb.tcp(9, 81, SYN), A, R::PolicyDenied),
+            Marked(B, ToPod, hb.tcp(9, 80, SYN), A, R::Allowed),
+            Marked(A, ToOverlay, to(Host, Tenant).tcp(9, 81, SYN), A, R::PolicyDenied),
         ],
     );
     case(

@@ -163,6 +163,8 @@ pub const RULES_NONE: u32 = 9;
 pub const RULES_OPEN: u32 = 5;
 /// Nobody but the node may come in.
 pub const RULES_HOST: u32 = 6;
+/// Everybody may come in, and nothing may be begun.
+pub const RULES_INGRESS: u32 = 7;
 
 pub fn rules() -> Vec<(u32, RuleKey, u32)> {
     let key = |rule_set, peer, direction, protocol, port: u16| RuleKey {
@@ -178,6 +180,7 @@ pub fn rules() -> Vec<(u32, RuleKey, u32)> {
         (RULE_BITS_ALL, key(RULES_HOST, IDENTITY_HOST, INGRESS, 0, 0), 25),
         (RULE_BITS_ALL, key(RULES_OPEN, PEER_ANY, INGRESS, 0, 0), 31),
         (RULE_BITS_ALL, key(RULES_OPEN, PEER_ANY, EGRESS, 0, 0), 32),
+        (RULE_BITS_ALL, key(RULES_INGRESS, PEER_ANY, INGRESS, 0, 0), 33),
     ];
     for set in [RULES_A, RULES_A_AGAIN] {
         rules.extend([

@@ -94,8 +94,8 @@ const _: () = assert!(size_of::<Peer>() == 16);
 /// A rule set lets a pod speak to that identity (`EGRESS`, all protocols) if it allows some of the backends; which
 /// one is meant is judged after translation. A pod that has a tenant needs that identity's door, too.
 ///
-/// The unspecified address stands for every address of another node, whose node ports are translated there, where
-/// nobody knows the pod any more.
+/// The unspecified address stands for every address of another node. Its node ports are translated there, where
+/// nobody knows the pod's tenant any more: a pod that has one needs that identity's door besides the rules for nodes.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct ServiceKey<A> {

@@ -17,11 +17,12 @@ use crate::{
 pub struct Grant {
     pub rule: u32,
     pub identity: u32,
-    /// [`MARKED`]: the packet goes to a Service or to the node, where its destination may be translated. A word,
-    /// because the kernel's BTF knows no `Result` with its tag behind the fields.
+    /// [`SERVICE`] or [`NODE`]: the packet goes where its destination may be translated; otherwise 0. A word, because
+    /// the kernel's BTF knows no `Result` with its tag behind the fields.
     pub marked: u32,
 }
-pub const MARKED: u32 = 1;
+const SERVICE: u32 = 1;
+const NODE: u32 = 2;
 
 /// What is asked of a rule set; small enough for one register.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -69,29 +70,32 @@ pub fn allow<F: Family, T: Tables + Addresses<F>, H: At>(
     let port_be = if against { flow.rule_port(0) } else { flow.rule_port(1) };
     let rule_set = site.policy.rule_set();
     let mut key = RuleKey { rule_set, peer: PEER_ANY, direction, protocol: flow.protocol, port_be };
-    let (mut peer, mut marked) = (UNKNOWN, MARKED);
-    let mut service = frontend::<F, T, H>(site, site.hook().remote(flow), &key);
-    if service.is_none() {
-        (peer, marked) = other(site, flow, question);
-        if peer.identity == IDENTITY_REMOTE_NODE {
-            service = frontend::<F, T, H>(site, F::UNSPECIFIED, &key);
-        }
-    }
-    if let Some(identity) = service {
-        // Only rules for all protocols and ports speak of a Service: its port is not its backends'. It has no tenant
-        // either: its backends have, and the door says whether this pod's may reach them.
-        (key.protocol, key.port_be) = (0, [0; 2]);
-        peer = Peer { identity, ..UNKNOWN };
-    }
-    key.peer = peer.identity;
+    let (peer, marked) = match frontend::<F, T, H>(site, site.hook().remote(flow), &key) {
+        // It has no tenant: its backends have, and the door says whether this pod's may reach them.
+        Some(identity) => (Peer { identity, ..UNKNOWN }, SERVICE),
+        None => other(site, flow, question),
+    };
     let own = site.endpoint.tenant;
-    if own != 0 && peer.tenant != 0 && own != peer.tenant {
+    let mut door = if own != 0 && peer.tenant != 0 && own != peer.tenant { peer.identity } else { 0 };
+    if own != 0
+        && peer.identity == IDENTITY_REMOTE_NODE
+        && let Some(identity) = frontend::<F, T, H>(site, F::UNSPECIFIED, &key)
+    {
+        door = identity;
+    }
+    if door != 0 {
+        key.peer = door;
         key.direction = direction | DOOR;
         if site.tables.rule(&key).is_none() {
             return Err(Reason::TenantBoundary);
         }
         key.direction = direction;
     }
+    if marked == SERVICE {
+        // Only rules for all protocols and ports speak of a Service: its port is not its backends'.
+        (key.protocol, key.port_be) = (0, [0; 2]);
+    }
+    key.peer = peer.identity;
     let mut rule = site.tables.rule(&key);
     if rule.is_none() && peer.blocks != 0 {
         key.peer = peer.blocks;
@@ -143,5 +147,5 @@ fn other<F: Family, T: Tables + Addresses<F>, H: At>(
             None => peer.identity = IDENTITY_REMOTE_NODE,
         }
     }
-    (peer, if is_host && question.direction == EGRESS { MARKED } else { 0 })
+    (peer, if is_host && question.direction == EGRESS { NODE } else { 0 })
 }

@@ -12,7 +12,7 @@ use crate::{
     packet::{Packet, TCP, TCP_FIN, TCP_RST},
     reason::Reason,
     report,
-    rules::{MARKED, Question, allow},
+    rules::{Question, allow},
     tables::{Addresses, ConnRef, Inserted, Tables, tick},
 };
 
@@ -156,7 +156,7 @@ pub fn begin<F: Family, P: Packet, T: Tables + Addresses<F>, H: At>(
         Err(reason) => return Outcome::new(Err(reason.into())),
     };
     birth.rule = grant.rule;
-    if site.hook() == Hook::FromPod && grant.marked == MARKED {
+    if site.hook() == Hook::FromPod && grant.marked != 0 {
         birth.state = CONN_MARKED;
         mark(packet, site);
     }

@@ -183,6 +183,7 @@ pub fn rules() -> Vec<(u32, RuleKey, u32)> {
         (RULE_BITS_ALL, key(RULES_HOST, IDENTITY_HOST, INGRESS, 0, 0), 25),
         (RULE_BITS_ALL, key(RULES_OPEN, PEER_ANY, INGRESS, 0, 0), 31),
         (RULE_BITS_ALL, key(RULES_OPEN, PEER_ANY, EGRESS, 0, 0), 32),
+        (RULE_BITS_ALL, key(RULES_OPEN, 502, EGRESS | DOOR, 0, 0), 33),
         (RULE_BITS_ALL, key(RULES_INGRESS, PEER_ANY, INGRESS, 0, 0), 33),
     ];
     for set in [RULES_A, RULES_A_AGAIN] {
@@ -201,7 +202,6 @@ pub fn rules() -> Vec<(u32, RuleKey, u32)> {
             (RULE_BITS_PORT, key(set, PEER_ANY, EGRESS, TCP, 443), 22),
             (RULE_BITS_ALL, key(set, 500, EGRESS, 0, 0), 23),
             (RULE_BITS_ALL, key(set, 500, EGRESS | DOOR, 0, 0), 26),
-            (RULE_BITS_ALL, key(set, 502, EGRESS, 0, 0), 27),
         ]);
     }
     rules

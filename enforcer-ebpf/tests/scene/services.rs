@@ -46,14 +46,18 @@ pub fn services(cases: &mut Vec<Case>, v6: bool) {
         ],
     );
     case(
-        "another node's node port is no way round it",
+        "another node's node port is that node's, but no way round a tenant's boundary",
         vec![
-            Packet(A, FromPod, to(A, Node).tcp(9, 30080, SYN), R::Allowed),
-            Packet(A, FromPod, to(A, Node).tcp(9, 30081, SYN), R::PolicyDenied),
+            Packet(A, FromPod, to(A, Node).tcp(9, 30080, SYN), R::PolicyDenied),
             Packet(A, FromPod, to(A, Node).tcp(9, 443, SYN), R::Allowed),
-            Packet(A, FromPod, to(A, World).tcp(9, 30080, SYN), R::PolicyDenied),
             Policy(A, RULES_OPEN, 2),
+            Packet(A, FromPod, to(A, Node).tcp(8, 30080, SYN), R::Allowed),
             Packet(A, FromPod, to(A, Node).tcp(8, 30081, SYN), R::Allowed),
+            Tenancy(A, 7),
+            Packet(A, FromPod, to(A, Node).tcp(7, 30080, SYN), R::Allowed),
+            Packet(A, FromPod, to(A, Node).tcp(7, 30081, SYN), R::TenantBoundary),
+            Packet(A, FromPod, to(A, Node).tcp(7, 22, SYN), R::Allowed),
+            Packet(A, FromPod, to(A, Node).udp(7, 30081), R::Allowed),
         ],
     );
     case(
@@ -62,10 +66,8 @@ pub fn services(cases: &mut Vec<Case>, v6: bool) {
             Tenancy(A, 7),
             Packet(A, FromPod, av.tcp(9, 80, SYN), R::Allowed),
             Packet(A, FromPod, av.tcp(9, 81, SYN), R::TenantBoundary),
-            Packet(A, FromPod, to(A, Node).tcp(9, 30080, SYN), R::TenantBoundary),
-            Policy(A, RULES_OPEN, 2),
+            Policy(A, RULES_NONE, 2),
             Packet(A, FromPod, av.tcp(8, 80, SYN), R::TenantBoundary),
-            Packet(A, FromPod, to(A, Node).tcp(8, 22, SYN), R::Allowed),
         ],
     );
     case(

@@ -6,7 +6,7 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
-    net::IpAddr,
+    net::{IpAddr, Ipv4Addr, Ipv6Addr},
     sync::Arc,
 };
 
@@ -23,6 +23,16 @@ pub struct Frontend {
     pub address: IpAddr,
     pub protocol: Protocol,
     pub port: u16,
+}
+
+/// In place of an address: any of another node.
+pub const OTHER_NODES: [IpAddr; 2] = [IpAddr::V4(Ipv4Addr::UNSPECIFIED), IpAddr::V6(Ipv6Addr::UNSPECIFIED)];
+
+impl Frontend {
+    /// The port of another node.
+    pub fn is_elsewhere(&self) -> bool {
+        self.address.is_unspecified()
+    }
 }
 
 /// Where it goes afterwards; the protocol stays.
@@ -157,7 +167,8 @@ impl Services {
 }
 
 impl Service {
-    /// Where a pod of a node with these addresses reaches which port; nowhere without an address of its own.
+    /// Where a pod of a node with these addresses reaches which port; nowhere without an address of its own. The
+    /// unspecified addresses stand for those of every other node.
     pub fn frontends(
         &self,
         own_addresses: impl Iterator<Item = IpAddr> + Clone,
@@ -165,9 +176,9 @@ impl Service {
         let ports = self.ports.iter().filter(|_| !self.addresses.is_empty());
         ports.flat_map(move |port| {
             let by_port = self.addresses.iter().map(|a| (canonical(*a), port.port));
-            let own_addresses = own_addresses.clone();
+            let nodes = own_addresses.clone().chain(OTHER_NODES);
             let by_node_port =
-                port.node_port.into_iter().flat_map(move |p| own_addresses.clone().map(move |a| (a, p)));
+                port.node_port.into_iter().flat_map(move |p| nodes.clone().map(move |a| (a, p)));
             by_port.chain(by_node_port).map(|(address, number)| {
                 let frontend = Frontend { address, protocol: port.protocol, port: number };
                 (frontend, PortRef::of(self, port))
@@ -179,7 +190,7 @@ impl Service {
     pub fn ports_at(&self, frontend: Frontend, own_address: bool) -> impl Iterator<Item = PortRef<'_>> {
         let by_address = self.addresses.iter().any(|a| canonical(*a) == frontend.address);
         let is_reached = move |port: &&ServicePort| {
-            let by_node = own_address && port.node_port == Some(frontend.port);
+            let by_node = (own_address || frontend.is_elsewhere()) && port.node_port == Some(frontend.port);
             port.protocol == frontend.protocol
                 && !self.addresses.is_empty()
                 && (by_node || (by_address && port.port == frontend.port))
@@ -265,16 +276,18 @@ mod tests {
         services.set_service(service("web", &["10.96.0.10", "::ffff:10.96.0.10"], Some(30080)));
         services.set_service(service("bare", &[], Some(30081)));
         let of_web = [
+            "0.0.0.0 30080 web:http",
             "10.96.0.10 80 web:http",
             "10.96.0.10 81 web:admin",
             "192.168.0.1 30080 web:http",
+            ":: 30080 web:http",
             "fd00:f::1 30080 web:http",
         ];
         assert_eq!(frontends(&services), of_web);
 
         services.set_service(service("rival", &["10.96.0.10"], None));
         let of_both = ["10.96.0.10 80 rival:http,web:http", "10.96.0.10 81 rival:admin,web:admin"];
-        assert_eq!(frontends(&services)[..2], of_both);
+        assert_eq!(frontends(&services)[1..3], of_both);
         assert!(services.remove_service(&Key::new("shop", "rival")));
         assert_eq!(frontends(&services), of_web);
     }

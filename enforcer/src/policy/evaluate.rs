@@ -9,9 +9,9 @@ use std::{
 use super::{
     Settings, compile,
     lookup::Decision,
-    model::{Compiled, Direction, DirectionRules, EndpointPolicy, Grant, PeerInfo, Scope, Tenancy},
+    model::{Compiled, Direction, DirectionRules, EndpointPolicy, Grant, Identity, PeerInfo, Scope, Tenancy},
     probe::{Answer, EndpointRef, Family, Probe, ProbeError, ProbeProtocol, Side, Verdict},
-    scope,
+    scope, translated,
 };
 use crate::cluster::{
     Index, Owner,
@@ -172,6 +172,13 @@ impl Simulator {
         else {
             return deny("no policy was compiled for the pod");
         };
+        if direction == Direction::Egress
+            && *peer.identity == Identity::RemoteNode
+            && let Some(class) = translated::elsewhere(flow).and_then(|at| compiled.services.get(&at))
+            && !policy.reaches(class)
+        {
+            return deny("tenant boundary: a node port");
+        }
         match policy.decide(peer, direction, flow.protocol, flow.port) {
             Decision::Allow(grants) => allow(allowed_by(&grants, direction)),
             Decision::NoRule => deny(isolated_by(policy, direction)),

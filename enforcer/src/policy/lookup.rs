@@ -43,11 +43,37 @@ impl EndpointPolicy {
     /// judged after translation.
     pub fn decide_service(&self, class: &Arc<Identity>) -> Decision {
         let entries = self.rules.entries([class].into_iter(), [].into_iter());
+        if !self.is_door_open(class, &entries) {
+            return Decision::TenantBoundary;
+        }
         let peers = [RulePeer::Identity(Arc::clone(class)), RulePeer::Any];
         let grants = peers.map(|peer| entries.get(&EntryKey::everything(Direction::Egress, peer)).cloned());
         let grants: Vec<_> = grants.into_iter().flatten().collect();
         if grants.is_empty() { Decision::NoRule } else { Decision::Allow(grants) }
     }
+}
+
+impl EndpointPolicy {
+    /// May the pod's tenant, if it has one, go to what stands behind this Service's class?
+    pub fn reaches(&self, class: &Arc<Identity>) -> bool {
+        self.is_door_open(class, &self.rules.entries([class].into_iter(), [].into_iter()))
+    }
+
+    fn is_door_open(&self, class: &Arc<Identity>, entries: &Entries) -> bool {
+        let key = EntryKey::everything(Direction::Egress, RulePeer::Identity(Arc::clone(class)));
+        self.tenant.is_none() || entries.contains_key(&EntryKey { door: true, ..key })
+    }
+}
+
+/// The peer is behind the tenant's boundary, and its door is closed.
+pub(super) fn is_bound(
+    entries: &Entries,
+    tenant: Option<&str>,
+    peer: &PeerInfo,
+    direction: Direction,
+) -> bool {
+    let key = EntryKey::everything(direction, RulePeer::Identity(Arc::clone(&peer.identity)));
+    is_boundary(tenant, &peer.tenant) && !entries.contains_key(&EntryKey { door: true, ..key })
 }
 
 /// As [`EndpointPolicy::decide`], with entries that hold at least the peer's.
@@ -68,7 +94,7 @@ pub fn decide(
         let matching = of_peer.filter(|(key, _)| key.ports.holds(protocol, port));
         matching.max_by_key(|(key, _)| key.ports.bits()).map(|(_, grant)| grant)
     };
-    if is_boundary(tenant, &peer.tenant) && probe(&identity, true).is_none() {
+    if is_bound(entries, tenant, peer, direction) {
         return Decision::TenantBoundary;
     }
     let blocks = (*peer.blocks != BlockSet::default()).then(|| RulePeer::Blocks(Arc::clone(&peer.blocks)));

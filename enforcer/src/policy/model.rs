@@ -83,6 +83,8 @@ pub struct ServiceClass {
     pub others: BTreeSet<BackendClass>,
     /// There may be further backends, which cannot be read: nothing is admitted (semantics 41).
     pub defective: bool,
+    /// By another node's port: translated where nobody knows the source, and asked about only for tenants.
+    pub elsewhere: bool,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]

@@ -15,7 +15,7 @@ use ipnetwork::IpNetwork;
 use super::{
     Settings,
     classify::Classes,
-    lookup::{Decision, decide},
+    lookup::{Decision, decide, is_bound},
     model::{
         BackendClass, BlockSet, Compiled, Direction, Entries, EntryKey, Grant, Identity, PeerInfo, RulePeer,
         RuleSet, ServiceClass,
@@ -43,7 +43,14 @@ pub(super) struct Projection<'a> {
     peers: &'a BTreeMap<IpAddr, PeerInfo>,
     prefixes: &'a BTreeMap<IpNetwork, PeerInfo>,
     /// A node port has a frontend for each address of the node: its class is made once.
-    known: HashMap<(BTreeSet<PortRef<'a>>, bool), Arc<Identity>>,
+    known: HashMap<(BTreeSet<PortRef<'a>>, Reached), Arc<Identity>>,
+}
+
+/// By which kind of frontend.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+struct Reached {
+    ipv4: bool,
+    elsewhere: bool,
 }
 
 impl<'a> Projection<'a> {
@@ -60,25 +67,26 @@ impl<'a> Projection<'a> {
 
     /// What `ports`, those that are reached at the frontend, come to.
     pub fn identity(&mut self, frontend: Frontend, ports: BTreeSet<PortRef<'a>>) -> Arc<Identity> {
-        let ipv4 = frontend.address.is_ipv4();
-        let key = (ports, ipv4);
+        let reached = Reached { ipv4: frontend.address.is_ipv4(), elsewhere: frontend.is_elsewhere() };
+        let key = (ports, reached);
         if let Some(known) = self.known.get(&key) {
             return Arc::clone(known);
         }
-        let class = Identity::Service(self.class(frontend.protocol, &key.0, ipv4));
+        let class = Identity::Service(self.class(frontend.protocol, &key.0, reached));
         let identity = self.classes.intern(class);
         self.known.insert(key, Arc::clone(&identity));
         identity
     }
 
     /// Of several Services at one frontend, all backends.
-    fn class(&self, protocol: Protocol, ports: &BTreeSet<PortRef<'_>>, ipv4: bool) -> ServiceClass {
+    fn class(&self, protocol: Protocol, ports: &BTreeSet<PortRef<'_>>, reached: Reached) -> ServiceClass {
+        let Reached { ipv4, elsewhere } = reached;
         let services = self.index.services();
         let backends = ports.iter().flat_map(|port| services.backends(*port, ipv4));
         let (mut pods, mut others) = (BTreeSet::new(), BTreeSet::new());
         for backend in backends {
             let Some(peer) = self.peer(backend.address).cloned() else { continue };
-            let later = self.is_judged_later(backend.address, &peer);
+            let later = !elsewhere && self.is_judged_later(backend.address, &peer);
             let class = BackendClass { peer, port: backend.port };
             if later {
                 pods.insert(class)
@@ -87,7 +95,7 @@ impl<'a> Projection<'a> {
             };
         }
         let defective = ports.iter().any(|port| services.is_defective(port.service));
-        ServiceClass { protocol, pods, others, defective }
+        ServiceClass { protocol, pods, others, defective, elsewhere }
     }
 
     /// Known or not, it is a pod's address, and what goes there passes a hook after translation.
@@ -105,11 +113,11 @@ impl<'a> Projection<'a> {
 }
 
 impl RuleSet {
-    /// Entries for those of the identities that are Services: towards each, everything or nothing. None are
-    /// needed where egress is open to everybody.
+    /// Entries for those of the identities that are Services: towards each, everything or nothing. Where egress is
+    /// open to everybody, and for other nodes' ports, only a tenant needs any: its doors.
     pub(super) fn services(&self, identities: &[&Arc<Identity>]) -> Entries {
         let services: Vec<_> = identities.iter().filter_map(|identity| service(identity)).collect();
-        if services.is_empty() || self.egress.policies.is_empty() {
+        if services.is_empty() || self.egress.policies.is_empty() && self.tenant.is_none() {
             return Entries::new();
         }
         let peers = || services.iter().flat_map(|(_, class)| class.backends().map(|backend| &backend.peer));
@@ -119,11 +127,27 @@ impl RuleSet {
         let blocks: HashMap<*const BlockSet, _> =
             peers().map(|peer| (Arc::as_ptr(&peer.blocks), &peer.blocks)).collect();
         let entries = self.entries(identities.into_values(), blocks.into_values());
-        let admitted = services.iter().filter_map(|(identity, class)| {
-            let peer = RulePeer::Identity(Arc::clone(identity));
-            Some((EntryKey::everything(Direction::Egress, peer), self.admits(class, &entries)?))
-        });
-        admitted.collect()
+        let mut admitted = Entries::new();
+        for (identity, class) in services {
+            let key = EntryKey::everything(Direction::Egress, RulePeer::Identity(Arc::clone(identity)));
+            if self.tenant.is_some() && self.is_open(class, &entries) {
+                admitted.insert(EntryKey { door: true, ..key.clone() }, Grant::Door);
+            }
+            if !self.egress.policies.is_empty()
+                && !class.elsewhere
+                && let Some(grant) = self.admits(class, &entries)
+            {
+                admitted.insert(key, grant);
+            }
+        }
+        admitted
+    }
+
+    /// No backend that is not judged later is behind the tenant's boundary.
+    fn is_open(&self, class: &ServiceClass, entries: &Entries) -> bool {
+        let tenant = self.tenant.as_deref();
+        let is_within = |backend: &BackendClass| !is_bound(entries, tenant, &backend.peer, Direction::Egress);
+        class.others.iter().all(is_within) && !(class.elsewhere && class.defective)
     }
 
     /// `entries`: those of the backends. Names every rule that allows a backend.

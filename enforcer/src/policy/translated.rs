@@ -17,6 +17,7 @@ use super::{
 use crate::cluster::{
     Frontend,
     object::{Key, Protocol},
+    service::OTHER_NODES,
 };
 
 /// A connection to a frontend, and what it may become.
@@ -147,6 +148,13 @@ fn together(service: &str, backends: &[(&Flow, &Side)]) -> Side {
     let (allowed, all) = (backends.len() - denied.len(), backends.len());
     let why = why.into_iter().collect::<Vec<_>>().join("; ");
     deny(format!("{service}: {allowed} of {all} backends allowed; {why}"))
+}
+
+/// The frontend of a port of other nodes.
+pub(super) fn elsewhere(flow: &Flow) -> Option<Frontend> {
+    let [v4, v6] = OTHER_NODES;
+    let address = if flow.dst.address.is_ipv4() { v4 } else { v6 };
+    Some(Frontend { address, ..frontend(flow)? })
 }
 
 /// `None`: kube-proxy translates no other protocols.

@@ -9,7 +9,7 @@ use std::{
 use crate::{
     cluster::object::{
         EndpointSlice, Key, Labels, NAMESPACE_NAME_LABEL, Namespace, NetworkPolicy, Node, Object, Operator,
-        Peer, Pod, Port, Ports, Protocol, Rule, Selector,
+        Peer, Pod, Port, Ports, Protocol, Rule, Selector, Service, ServicePort,
     },
     policy::{
         Settings,
@@ -110,9 +110,30 @@ impl<'a> Cluster<'a> {
         dst: IpAddr,
         wanted: Wanted,
     ) -> (bool, bool) {
-        let egress = source.is_none_or(|pod| self.allows(pod, false, dst, wanted));
+        let egress = source.is_none_or(|pod| {
+            self.allows(pod, false, dst, wanted) && self.node_port_allows(pod, dst, wanted)
+        });
         let ingress = destination.is_none_or(|pod| self.allows(pod, true, src, wanted));
         (egress, ingress)
+    }
+
+    /// Another node's port leads a tenant nowhere where it may not go.
+    fn node_port_allows(&self, source: &Pod, dst: IpAddr, wanted: Wanted) -> bool {
+        if !matches!(self.who(dst, node_of(source).as_deref()), Who::OtherNode) {
+            return true;
+        }
+        let by_number = |service: &Service| {
+            let mut ports = service.ports.iter();
+            !service.addresses.is_empty()
+                && ports.any(|p| p.node_port == Some(wanted.port) && Some(p.protocol) == wanted.protocol)
+        };
+        let services =
+            self.objects.iter().filter_map(|o| if let Object::Service(s) = o { Some(s) } else { None });
+        let mut backends = services.filter(|service| by_number(service)).flat_map(|service| {
+            let ports = service.ports.iter().filter(|p| p.node_port == Some(wanted.port));
+            ports.flat_map(|port| self.targets(service, port, dst.is_ipv4()))
+        });
+        backends.all(|(address, _)| self.tenants_allow(source, false, &self.who(address, None)))
     }
 
     /// The kube-proxy that a connection from here meets.
@@ -141,20 +162,26 @@ impl<'a> Cluster<'a> {
                     continue;
                 }
                 found = true;
-                for slice in self.slices() {
-                    let is_of = *slice.service == *service.key.name;
-                    for target in &slice.ports {
-                        let joined = target.name == port.name && target.protocol == port.protocol;
-                        if !is_of || slice.key.namespace != service.key.namespace || !joined {
-                            continue;
-                        }
-                        let alike = slice.addresses.iter().filter(|a| a.is_ipv4() == dst.is_ipv4());
-                        backends.extend(alike.map(|a| (*a, target.port)));
-                    }
-                }
+                backends.extend(self.targets(service, port, dst.is_ipv4()));
             }
         }
         found.then_some(backends)
+    }
+
+    fn targets(&self, service: &Service, port: &ServicePort, ipv4: bool) -> Vec<(IpAddr, u16)> {
+        let mut targets = Vec::new();
+        for slice in self.slices() {
+            let is_of = *slice.service == *service.key.name;
+            for target in &slice.ports {
+                let joined = target.name == port.name && target.protocol == port.protocol;
+                if !is_of || slice.key.namespace != service.key.namespace || !joined {
+                    continue;
+                }
+                let alike = slice.addresses.iter().filter(|a| a.is_ipv4() == ipv4);
+                targets.extend(alike.map(|a| (*a, target.port)));
+            }
+        }
+        targets
     }
 
     fn slices(&self) -> impl Iterator<Item = &'a EndpointSlice> {
@@ -177,6 +204,8 @@ impl<'a> Cluster<'a> {
             verdicts.egress = verdicts.egress && egress;
             // To itself a pod comes back under its node's address.
             verdicts.ingress = verdicts.ingress && (ingress || *address == src);
+            // Before translation nobody looks on to what another node makes of its ports.
+            let egress = source.is_none_or(|pod| self.allows(pod, false, *address, wanted));
             some = some || egress;
             let judged_later = matches!(self.who(*address, None), Who::Pod(_) | Who::UnknownPod);
             all_others = all_others && (egress || judged_later);

@@ -8,7 +8,9 @@ use crate::{
     decide::{At, Denial, Hook, Outcome, Site},
     family::Family,
     flow::Flow,
-    origin::{NOBODY, STRANGER, answer, is_current, is_endpoint, is_opener, is_unjudged, late, mark, origin},
+    origin::{
+        NOBODY, STRANGER, answer, is_current, is_endpoint, is_opener, is_unjudged, late, mark, origin, tell,
+    },
     packet::{Packet, TCP, TCP_FIN, TCP_RST},
     reason::Reason,
     report,
@@ -141,7 +143,7 @@ pub fn begin<F: Family, P: Packet, T: Tables + Addresses<F>, H: At>(
     if site.hook() == Hook::ToPod {
         from = origin(packet, site.tables, flow);
         if is_endpoint(from) {
-            match late(packet, site.tables, flow, (from, true)) {
+            match late(packet, site.tables, flow, (from, false)) {
                 Ok(word) => birth.opener = word,
                 Err(denial) => return Outcome::new(Err(denial)),
             }
@@ -162,6 +164,9 @@ pub fn begin<F: Family, P: Packet, T: Tables + Addresses<F>, H: At>(
     }
     let told = if over { restart(packet, site, flow, &birth) } else { enter(packet, site, flow, &birth) };
     if told {
+        if birth.state & CONN_TRANSLATED != 0 {
+            tell(packet, site.tables, flow, from, birth.opener.rule());
+        }
         report::new(packet, site, flow, &grant, false);
     }
     Outcome::new(Ok(Reason::Allowed))

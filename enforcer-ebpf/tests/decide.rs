@@ -150,6 +150,26 @@ fn a_recheck_that_still_allows_is_not_told_of_and_one_that_denies_is_a_drop() {
 }
 
 #[test]
+fn what_a_backend_refuses_is_told_of_as_its_drop_alone() {
+    let mut memory = memory();
+    memory.endpoints.insert(IFINDEX, endpoint(B));
+    memory.endpoints.get_mut(&A.ifindex()).unwrap().policy = PolicyWord::new(scene::RULES_OPEN, 11);
+    let through = |bytes: Vec<u8>| {
+        decide(&Frame { came_in_by: scene::BRIDGE, ..Frame::new(&bytes, IFINDEX) }, &memory, Hook::ToPod)
+    };
+    let told = || -> Vec<_> {
+        memory.take_events().iter().map(|event| (event.kind, event.direction, event.endpoint)).collect()
+    };
+    let ab = between(A, B, false);
+    for _ in 0..3 {
+        assert_eq!(through(ab.udp(9, 80)), Reason::PolicyDenied);
+    }
+    assert_eq!(told(), [(EVENT_DROP, INGRESS, 2)]);
+    assert_eq!(through(ab.tcp(9, 80, TCP_SYN)), Reason::Allowed);
+    assert_eq!(told(), [(EVENT_NEW, EGRESS, 1), (EVENT_NEW, INGRESS, 2)]);
+}
+
+#[test]
 fn like_drops_are_told_of_together() {
     let memory = memory();
     let frame = between(A, B, false).tcp(999, 81, TCP_SYN);

@@ -189,7 +189,8 @@ const _: () = assert!(size_of::<Conn>() == 64);
 pub const CONN_OPENER: u8 = 1;
 pub const CONN_COUNTER: u8 = 2;
 /// In `sides`: the opener came in from elsewhere under an address of this node (masquerading hides who it is),
-/// so that it has the rights of another node and not of this one.
+/// so that it has the rights of another node and not of this one. So has an endpoint whom [`Conn::origin`] would not
+/// find, when it comes to new rules.
 pub const CONN_STRANGER: u8 = 4;
 /// The side that did not open has sent something.
 pub const CONN_REPLIED: u8 = 1;

@@ -149,6 +149,10 @@ pub fn begin<F: Family, P: Packet, T: Tables + Addresses<F>, H: At>(
             }
             birth.origin = from as u16;
             birth.state = CONN_TRANSLATED;
+            if site.tables.endpoint_ending(from as u16).is_none_or(|endpoint| endpoint.ifindex != from) {
+                // The entry would name another endpoint, which has the slot: judged again, it is nobody.
+                birth.sides = CONN_STRANGER;
+            }
         } else if from == STRANGER {
             birth.sides = CONN_STRANGER;
         }

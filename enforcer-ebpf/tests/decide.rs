@@ -8,7 +8,7 @@ use std::collections::BTreeSet;
 use bulkhead_ebpf::{
     abi::{
         CONN_ENDED, CONN_REPLIED, DROP_EVENT_TICKS, EGRESS, ENDPOINT_ADOPTED, EVENT_DROP, EVENT_END,
-        EVENT_NEW, EndWord, INGRESS, PolicyWord,
+        EVENT_NEW, EndWord, Endpoint, INGRESS, PolicyWord,
     },
     decide::{Hook, decide},
     host::{Frame, Memory},
@@ -167,6 +167,34 @@ fn what_a_backend_refuses_is_told_of_as_its_drop_alone() {
     assert_eq!(told(), [(EVENT_DROP, INGRESS, 2)]);
     assert_eq!(through(ab.tcp(9, 80, TCP_SYN)), Reason::Allowed);
     assert_eq!(told(), [(EVENT_NEW, EGRESS, 1), (EVENT_NEW, INGRESS, 2)]);
+}
+
+#[test]
+fn an_endpoint_that_shares_a_slot_has_its_own_rights() {
+    const LATER: u32 = (1 << 16) + A.ifindex();
+    let mut memory = memory();
+    memory.endpoints.insert(IFINDEX, endpoint(B));
+    let later = Endpoint {
+        ifindex: LATER,
+        policy: PolicyWord::new(scene::RULES_OPEN, 11),
+        ipv4: octets(Remote.address(false)).0,
+        mark: 9,
+        ..endpoint(A)
+    };
+    memory.endpoints.insert(LATER, later);
+    memory.origins.insert(9, LATER);
+    let hb = between(Host, B, false);
+    let through = |memory: &Memory, bytes: Vec<u8>| {
+        let mark = (9 << 20).into();
+        let frame = Frame { came_in_by: scene::BRIDGE, mark, ..Frame::new(&bytes, IFINDEX) };
+        decide(&frame, memory, Hook::ToPod)
+    };
+    // B lets A in, and not this one.
+    assert_eq!(through(&memory, hb.tcp(9, 80, TCP_SYN)), Reason::PolicyDenied);
+    memory.endpoints.get_mut(&IFINDEX).unwrap().policy = PolicyWord::new(scene::RULES_OPEN, 12);
+    assert_eq!(through(&memory, hb.tcp(9, 80, TCP_SYN)), Reason::Allowed);
+    memory.endpoints.get_mut(&IFINDEX).unwrap().policy = PolicyWord::new(scene::RULES_B, 13);
+    assert_eq!(through(&memory, hb.tcp(9, 80, TCP_ACK)), Reason::PolicyDenied);
 }
 
 #[test]

@@ -137,5 +137,7 @@ fn other<F: Family, T: Tables + Addresses<F>, H: At>(
             None => peer.identity = IDENTITY_REMOTE_NODE,
         }
     }
-    (peer, is_host && question.direction == EGRESS)
+    // A segment from the middle of a connection that nobody saw begin may be an answer to who came in masqueraded:
+    // marked, it would be judged, on its way back to them, as if the pod began.
+    (peer, is_host && question.direction == EGRESS && flow.opens(false))
 }

@@ -198,6 +198,23 @@ fn an_endpoint_that_shares_a_slot_has_its_own_rights() {
 }
 
 #[test]
+fn what_may_be_answers_of_an_adopted_pod_to_the_node_bears_no_mark() {
+    let mut memory = memory();
+    memory.endpoints.get_mut(&IFINDEX).unwrap().flags |= ENDPOINT_ADOPTED;
+    let mark = |frame: Vec<u8>| {
+        let frame = Frame::new(&frame, IFINDEX);
+        assert_eq!(decide(&frame, &memory, Hook::FromPod), Reason::Allowed);
+        frame.mark.get()
+    };
+    let ah = between(A, Host, false);
+    assert_eq!(mark(ah.tcp(80, 9, TCP_ACK)), 0);
+    assert_eq!(mark(ah.tcp(81, 9, TCP_SYN)), u32::from(A.mark()) << 20);
+    assert_eq!(mark(ah.udp(80, 9)), u32::from(A.mark()) << 20);
+    // Nobody is called from there.
+    assert_eq!(mark(ah.tcp(82, 30080, TCP_ACK)), u32::from(A.mark()) << 20);
+}
+
+#[test]
 fn like_drops_are_told_of_together() {
     let memory = memory();
     let frame = between(A, B, false).tcp(999, 81, TCP_SYN);

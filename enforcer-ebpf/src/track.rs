@@ -92,7 +92,7 @@ fn follow<F: Family, P: Packet, T: Tables + Addresses<F>, H: At>(
     conn: ConnRef,
     sender: usize,
 ) -> Result<Reason, Denial> {
-    let (state, opener) = (conn.state(), conn.opener());
+    let (mut state, opener) = (conn.state(), conn.opener());
     let own = site.hook().own_side(sender);
     let end = conn.end(own);
     let generation = site.policy.generation();
@@ -103,6 +103,11 @@ fn follow<F: Family, P: Packet, T: Tables + Addresses<F>, H: At>(
         let grant = allow(site, flow, Question::again(conn, direction, against))
             .map_err(|reason| Denial { reason, against, late: false })?;
         conn.set_end(own, EndWord::new(generation, grant.rule));
+        if grant.marked && opener == own && state & CONN_MARKED == 0 {
+            // The address was no Service's before.
+            conn.set_state(state, state | CONN_MARKED);
+            state |= CONN_MARKED;
+        }
         if end.generation() == 0 {
             report::new(packet, site, flow, &grant, against);
             reason = Reason::Allowed;

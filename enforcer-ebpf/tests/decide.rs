@@ -8,11 +8,11 @@ use std::collections::BTreeSet;
 use bulkhead_ebpf::{
     abi::{
         CONN_ENDED, CONN_REPLIED, DROP_EVENT_TICKS, EGRESS, ENDPOINT_ADOPTED, EVENT_DROP, EVENT_END,
-        EVENT_NEW, EndWord, Endpoint, INGRESS, PolicyWord,
+        EVENT_NEW, EndWord, Endpoint, INGRESS, PolicyWord, ServiceKey,
     },
     decide::{Hook, decide},
     host::{Frame, Memory},
-    packet::{TCP_ACK, TCP_FIN, TCP_RST, TCP_SYN},
+    packet::{TCP, TCP_ACK, TCP_FIN, TCP_RST, TCP_SYN},
     reason::Reason,
     tables::Inserted,
 };
@@ -212,6 +212,25 @@ fn what_may_be_answers_of_an_adopted_pod_to_the_node_bears_no_mark() {
     assert_eq!(mark(ah.udp(80, 9)), u32::from(A.mark()) << 20);
     // Nobody is called from there.
     assert_eq!(mark(ah.tcp(82, 30080, TCP_ACK)), u32::from(A.mark()) << 20);
+}
+
+#[test]
+fn an_address_that_becomes_a_services_has_marks_from_then_on() {
+    let mut memory = memory();
+    let send = |memory: &Memory, flags, want| {
+        let bytes = between(A, World, false).tcp(9, 443, flags);
+        let frame = Frame::new(&bytes, IFINDEX);
+        assert_eq!(decide(&frame, memory, Hook::FromPod), want);
+        frame.mark.get()
+    };
+    assert_eq!(send(&memory, TCP_SYN, Reason::Allowed), 0);
+    let address = octets(World.address(false)).0;
+    let key = ServiceKey { address, port_be: 443u16.to_be_bytes(), protocol: TCP, pad: 0 };
+    memory.services_v4.insert(key, 500);
+    memory.endpoints.get_mut(&IFINDEX).unwrap().policy = PolicyWord::new(scene::RULES_A, 2);
+    for _ in 0..2 {
+        assert_eq!(send(&memory, TCP_ACK, Reason::Tracked), u32::from(A.mark()) << 20);
+    }
 }
 
 #[test]

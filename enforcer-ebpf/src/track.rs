@@ -3,7 +3,7 @@
 use crate::{
     abi::{
         CONN_ENDED, CONN_FIN, CONN_MARKED, CONN_REPLIED, CONN_RESET, CONN_STRANGER, CONN_TRANSLATED, Conn,
-        EGRESS, EndWord, INGRESS,
+        EGRESS, EndWord, INGRESS, ServiceKey,
     },
     decide::{At, Denial, Hook, Outcome, Site},
     family::Family,
@@ -39,6 +39,15 @@ pub fn track<F: Family, P: Packet, T: Tables + Addresses<F>, H: At>(
     };
     // A SYN is nobody's reply. Only the opener's own, before any answer, is a retransmission.
     if flow.is_syn() && (sender != conn.opener() || conn.state() & !KINDS != 0) {
+        return Outcome::first(true);
+    }
+    if site.hook() == Hook::FromPod
+        && sender != conn.opener()
+        && flow.protocol != TCP
+        && flow.opens(false)
+        && (conn.state() & CONN_MARKED != 0 || is_stale(site, conn, sender))
+        && is_frontend(site, flow)
+    {
         return Outcome::first(true);
     }
     if site.hook() == Hook::ToPod {
@@ -84,6 +93,21 @@ pub fn track<F: Family, P: Packet, T: Tables + Addresses<F>, H: At>(
     }
 }
 
+/// The end was judged under other rules, or not at all.
+#[inline(always)]
+fn is_stale<T, H: At>(site: &Site<T, H>, conn: ConnRef, own: usize) -> bool {
+    conn.end(own).generation() != site.policy.generation()
+}
+
+/// The other end is where a Service is reached. Nobody calls from there: only masquerading has its ports to give, and
+/// what the pod sends there the node translates.
+#[inline(never)]
+fn is_frontend<F: Family, T: Tables + Addresses<F>, H: At>(site: &Site<T, H>, flow: &Flow<F>) -> bool {
+    let port_be = if site.hook() == Hook::ToPod { flow.ports[0] } else { flow.ports[1] };
+    let key = ServiceKey { address: site.hook().remote(flow), port_be, protocol: flow.protocol, pad: 0 };
+    Addresses::<F>::service(site.tables, &key).is_some()
+}
+
 #[inline(always)]
 fn follow<F: Family, P: Packet, T: Tables + Addresses<F>, H: At>(
     packet: &P,
@@ -103,7 +127,8 @@ fn follow<F: Family, P: Packet, T: Tables + Addresses<F>, H: At>(
         let grant = allow(site, flow, Question::again(conn, direction, against))
             .map_err(|reason| Denial { reason, against, late: false })?;
         conn.set_end(own, EndWord::new(generation, grant.rule));
-        if grant.marked && opener == own && state & CONN_MARKED == 0 {
+        let marked = if opener == own { grant.marked } else { is_frontend(site, flow) };
+        if marked && state & CONN_MARKED == 0 {
             // The address was no Service's before.
             conn.set_state(state, state | CONN_MARKED);
             state |= CONN_MARKED;
@@ -161,6 +186,9 @@ pub fn begin<F: Family, P: Packet, T: Tables + Addresses<F>, H: At>(
         } else if from == STRANGER {
             birth.sides = CONN_STRANGER;
         }
+        if is_frontend(site, flow) {
+            birth.state |= CONN_MARKED;
+        }
     }
     let grant = match allow(site, flow, Question::first(site.hook().direction(), from)) {
         Ok(grant) => grant,
@@ -168,7 +196,7 @@ pub fn begin<F: Family, P: Packet, T: Tables + Addresses<F>, H: At>(
     };
     birth.rule = grant.rule;
     if site.hook() == Hook::FromPod && grant.marked {
-        birth.state = CONN_MARKED;
+        birth.state |= CONN_MARKED;
         mark(packet, site);
     }
     let told = if over { restart(packet, site, flow, &birth) } else { enter(packet, site, flow, &birth) };

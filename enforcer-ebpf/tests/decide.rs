@@ -12,7 +12,7 @@ use bulkhead_ebpf::{
     },
     decide::{Hook, decide},
     host::{Frame, Memory},
-    packet::{TCP, TCP_ACK, TCP_FIN, TCP_RST, TCP_SYN},
+    packet::{TCP, TCP_ACK, TCP_FIN, TCP_RST, TCP_SYN, UDP},
     reason::Reason,
     tables::Inserted,
 };
@@ -230,6 +230,41 @@ fn an_address_that_becomes_a_services_has_marks_from_then_on() {
     memory.endpoints.get_mut(&IFINDEX).unwrap().policy = PolicyWord::new(scene::RULES_A, 2);
     for _ in 0..2 {
         assert_eq!(send(&memory, TCP_ACK, Reason::Tracked), u32::from(A.mark()) << 20);
+    }
+}
+
+#[test]
+fn who_comes_in_by_a_frontends_port_does_not_open_that_frontend() {
+    for late in [false, true] {
+        let mut memory = memory();
+        let set = |memory: &mut Memory, rule_set, generation| {
+            memory.endpoints.get_mut(&IFINDEX).unwrap().policy = PolicyWord::new(rule_set, generation);
+        };
+        set(&mut memory, scene::RULES_INGRESS, 11);
+        memory.endpoints.get_mut(&B.ifindex()).unwrap().policy = PolicyWord::new(scene::RULES_OPEN, 12);
+        let address = octets(Host.address(false)).0;
+        let key = ServiceKey { address, port_be: 30080u16.to_be_bytes(), protocol: UDP, pad: 0 };
+        if !late {
+            memory.services_v4.insert(key, 500);
+        }
+        // B, masqueraded to the port of a frontend.
+        let ha = between(Host, A, false);
+        let bytes = ha.udp(30080, 9);
+        let mark = (u32::from(B.mark()) << 20).into();
+        let frame = Frame { came_in_by: scene::BRIDGE, mark, ..Frame::new(&bytes, IFINDEX) };
+        assert_eq!(decide(&frame, &memory, Hook::ToPod), Reason::Allowed);
+        if late {
+            assert_eq!(see(&memory, Hook::FromPod, &ha.reply().udp(9, 30080)), Reason::Tracked);
+            memory.services_v4.insert(key, 500);
+            set(&mut memory, scene::RULES_INGRESS, 13);
+        }
+        assert_eq!(see(&memory, Hook::FromPod, &ha.reply().udp(9, 30080)), Reason::PolicyDenied);
+        assert_eq!(see(&memory, Hook::FromPod, &ha.reply().udp(9, 30080)), Reason::PolicyDenied);
+        set(&mut memory, scene::RULES_OPEN, 14);
+        let bytes = ha.reply().udp(9, 30080);
+        let frame = Frame::new(&bytes, IFINDEX);
+        assert_eq!(decide(&frame, &memory, Hook::FromPod), Reason::Allowed);
+        assert_eq!(frame.mark.get(), u32::from(A.mark()) << 20);
     }
 }
 

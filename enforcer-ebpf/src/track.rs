@@ -52,13 +52,15 @@ pub fn track<F: Family, P: Packet, T: Tables + Addresses<F>, H: At>(
     }
     if site.hook() == Hook::ToPod {
         if sender != conn.opener() {
-            if is_unjudged(packet, site.tables)
-                && let Some(peer) = site.peer::<F>(flow.source)
-                && peer.ifindex != 0
-            {
-                let outcome = answer(packet, site.tables, flow, conn, peer.ifindex);
-                if outcome.result().is_err() {
-                    return outcome;
+            // An answer that the node has translated back may bear a mark: it comes from a frontend.
+            if is_unjudged(packet, site.tables) && !is_frontend(site, flow) {
+                let origin = origin(packet, site.tables, flow);
+                // The node's answers may reflect the pod's own mark (`fwmark_reflect`, `tcp_fwmark_accept`).
+                if is_endpoint(origin) && origin != site.ifindex {
+                    let outcome = answer(packet, site.tables, flow, conn, origin);
+                    if outcome.result().is_err() {
+                        return outcome;
+                    }
                 }
             }
         } else if conn.state() & CONN_TRANSLATED != 0

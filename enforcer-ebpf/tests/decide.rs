@@ -269,6 +269,19 @@ fn who_comes_in_by_a_frontends_port_does_not_open_that_frontend() {
 }
 
 #[test]
+fn the_nodes_answer_may_reflect_the_mark_of_what_it_answers() {
+    let mut memory = memory();
+    memory.origins.insert(A.mark().into(), IFINDEX);
+    let ah = between(A, Host, false);
+    let asked = ah.echo(false, 7);
+    let frame = Frame::new(&asked, IFINDEX);
+    assert_eq!(decide(&frame, &memory, Hook::FromPod), Reason::Allowed);
+    let answer = ah.reply().echo(true, 7);
+    let answer = Frame { mark: frame.mark, ..Frame::new(&answer, IFINDEX) };
+    assert_eq!(decide(&answer, &memory, Hook::ToPod), Reason::Tracked);
+}
+
+#[test]
 fn like_drops_are_told_of_together() {
     let memory = memory();
     let frame = between(A, B, false).tcp(999, 81, TCP_SYN);

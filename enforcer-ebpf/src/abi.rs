@@ -192,7 +192,8 @@ const _: () = assert!(size_of::<Conn>() == 64);
 pub const CONN_OPENER: u8 = 1;
 pub const CONN_COUNTER: u8 = 2;
 /// In `sides`: the opener came in from elsewhere under an address of this node (masquerading hides who it is),
-/// so that it has the rights of another node and not of this one.
+/// so that it has the rights of another node and not of this one. So has an endpoint whom [`Conn::origin`] would not
+/// find, when it comes to new rules.
 pub const CONN_STRANGER: u8 = 4;
 /// The side that did not open has sent something.
 pub const CONN_REPLIED: u8 = 1;
@@ -201,7 +202,8 @@ pub const CONN_FIN: u8 = 2;
 pub const CONN_RESET: u8 = 8;
 /// The end has been reported; the entry stays for late packets until the agent removes it.
 pub const CONN_ENDED: u8 = 16;
-/// To a Service or a node: the opener's packets carry its mark, so that they can be told after translation.
+/// To a Service or a node: the opener's packets carry its mark, so that they can be told after translation. Also, who
+/// opened it came in by the address and port of a Service: what goes back there may go to the Service.
 pub const CONN_MARKED: u8 = 32;
 /// As it is after translation. The opener is a pod of this node whose egress could not be judged at its own
 /// interface; the verdict is the opener's word in `ends`, whichever address it has there.

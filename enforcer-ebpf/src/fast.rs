@@ -77,8 +77,12 @@ pub fn tracked<F: Family, P: Packet, T: Tables + Addresses<F>, H: At>(
             Hook::FromPod if state & CONN_MARKED != 0 => mark(packet, site),
             _ => {}
         }
-    } else if site.hook() == Hook::ToPod && is_unjudged(packet, site.tables) {
-        return None;
+    } else {
+        match site.hook() {
+            Hook::ToPod if is_unjudged(packet, site.tables) => return None,
+            Hook::FromPod if state & CONN_MARKED != 0 => return None,
+            _ => {}
+        }
     }
     conn.seen(site.tables.tick());
     if conn.counter() == own {

@@ -12,7 +12,7 @@ use crate::{
     packet::Packet,
     reason::Reason,
     report,
-    rules::{Question, allow},
+    rules::{Grant, Question, allow},
     tables::{Addresses, ConnRef, Tables},
 };
 
@@ -189,6 +189,21 @@ fn late_word<F: Family, P: Packet, T: Tables + Addresses<F>, const FIRST: bool>(
         }
         Err(reason) => EndWord::new(0, reason as u32),
     }
+}
+
+/// Reports in the name of the endpoint that sent the packet by which rule of its own it has passed.
+#[inline(never)]
+pub fn tell<F: Family, P: Packet, T: Tables + Addresses<F>>(
+    packet: &P,
+    tables: &T,
+    flow: &Flow<F>,
+    origin: u32,
+    rule: u32,
+) {
+    let Some(endpoint) = tables.endpoint(origin) else { return };
+    let identity = Addresses::<F>::peer(tables, flow.destination).map_or(0, |peer| peer.identity);
+    let grant = Grant { rule, identity, marked: 0 };
+    report::new(packet, &Site::<T, ToOverlay>::of(tables, endpoint, origin), flow, &grant, false);
 }
 
 /// Reports a drop in the name of the endpoint that sent the packet.

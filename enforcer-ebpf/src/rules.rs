@@ -47,14 +47,16 @@ impl Question {
         let origin = if conn.is_stranger() {
             STRANGER
         } else if conn.state() & CONN_TRANSLATED != 0 {
-            // Only these bits count, and it must not look like nobody.
-            1 << 16 | u32::from(conn.origin())
+            ENDING | u32::from(conn.origin())
         } else {
             NOBODY
         };
         Self { direction, against, origin }
     }
 }
+
+/// Of an origin only the low half is known. No interface index has this bit.
+const ENDING: u32 = 1 << 31;
 
 /// An address that no table knows: matched by nothing but rules for everybody.
 const UNKNOWN: Peer = Peer { identity: IDENTITY_UNKNOWN_POD, blocks: 0, tenant: TENANT_UNKNOWN, ifindex: 0 };
@@ -140,12 +142,15 @@ fn other<F: Family, T: Tables + Addresses<F>, H: At>(
     if is_host && question.direction == INGRESS && question.origin != NOBODY {
         let behind = match question.origin {
             STRANGER => None,
-            origin => site.tables.endpoint_ending(origin as u16),
+            origin if origin & ENDING != 0 => site.tables.endpoint_ending(origin as u16),
+            origin => site.tables.endpoint(origin),
         };
         match behind {
             Some(endpoint) => peer = site.peer::<F>(F::own(endpoint)).unwrap_or(UNKNOWN),
             None => peer.identity = IDENTITY_REMOTE_NODE,
         }
     }
-    (peer, if is_host && question.direction == EGRESS { NODE } else { 0 })
+    // A segment from the middle of a connection that nobody saw begin may be an answer to who came in masqueraded:
+    // marked, it would be judged, on its way back to them, as if the pod began.
+    (peer, if is_host && question.direction == EGRESS && flow.opens(false) { NODE } else { 0 })
 }

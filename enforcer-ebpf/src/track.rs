@@ -3,12 +3,14 @@
 use crate::{
     abi::{
         CONN_ENDED, CONN_FIN, CONN_MARKED, CONN_REPLIED, CONN_RESET, CONN_STRANGER, CONN_TRANSLATED, Conn,
-        EGRESS, EndWord, INGRESS,
+        EGRESS, EndWord, INGRESS, ServiceKey,
     },
     decide::{At, Denial, Hook, Outcome, Site},
     family::Family,
     flow::Flow,
-    origin::{NOBODY, STRANGER, answer, is_current, is_endpoint, is_opener, is_unjudged, late, mark, origin},
+    origin::{
+        NOBODY, STRANGER, answer, is_current, is_endpoint, is_opener, is_unjudged, late, mark, origin, tell,
+    },
     packet::{Packet, TCP, TCP_FIN, TCP_RST},
     reason::Reason,
     report,
@@ -39,15 +41,26 @@ pub fn track<F: Family, P: Packet, T: Tables + Addresses<F>, H: At>(
     if flow.is_syn() && (sender != conn.opener() || conn.state() & !KINDS != 0) {
         return Outcome::first(true);
     }
+    if site.hook() == Hook::FromPod
+        && sender != conn.opener()
+        && flow.protocol != TCP
+        && flow.opens(false)
+        && (conn.state() & CONN_MARKED != 0 || is_stale(site, conn, sender))
+        && is_frontend(site, flow)
+    {
+        return Outcome::first(true);
+    }
     if site.hook() == Hook::ToPod {
         if sender != conn.opener() {
-            if is_unjudged(packet, site.tables)
-                && let Some(peer) = site.peer::<F>(flow.source)
-                && peer.ifindex != 0
-            {
-                let outcome = answer(packet, site.tables, flow, conn, peer.ifindex);
-                if outcome.result().is_err() {
-                    return outcome;
+            // An answer that the node has translated back may bear a mark: it comes from a frontend.
+            if is_unjudged(packet, site.tables) && !is_frontend(site, flow) {
+                let origin = origin(packet, site.tables, flow);
+                // The node's answers may reflect the pod's own mark (`fwmark_reflect`, `tcp_fwmark_accept`).
+                if is_endpoint(origin) && origin != site.ifindex {
+                    let outcome = answer(packet, site.tables, flow, conn, origin);
+                    if outcome.result().is_err() {
+                        return outcome;
+                    }
                 }
             }
         } else if conn.state() & CONN_TRANSLATED != 0
@@ -82,6 +95,21 @@ pub fn track<F: Family, P: Packet, T: Tables + Addresses<F>, H: At>(
     }
 }
 
+/// The end was judged under other rules, or not at all.
+#[inline(always)]
+fn is_stale<T, H: At>(site: &Site<T, H>, conn: ConnRef, own: usize) -> bool {
+    conn.end(own).generation() != site.policy.generation()
+}
+
+/// The other end is where a Service is reached. Nobody calls from there: only masquerading has its ports to give, and
+/// what the pod sends there the node translates.
+#[inline(never)]
+fn is_frontend<F: Family, T: Tables + Addresses<F>, H: At>(site: &Site<T, H>, flow: &Flow<F>) -> bool {
+    let port_be = if site.hook() == Hook::ToPod { flow.ports[0] } else { flow.ports[1] };
+    let key = ServiceKey { address: site.hook().remote(flow), port_be, protocol: flow.protocol, pad: 0 };
+    Addresses::<F>::service(site.tables, &key).is_some()
+}
+
 #[inline(always)]
 fn follow<F: Family, P: Packet, T: Tables + Addresses<F>, H: At>(
     packet: &P,
@@ -90,7 +118,7 @@ fn follow<F: Family, P: Packet, T: Tables + Addresses<F>, H: At>(
     conn: ConnRef,
     sender: usize,
 ) -> Result<Reason, Denial> {
-    let (state, opener) = (conn.state(), conn.opener());
+    let (mut state, opener) = (conn.state(), conn.opener());
     let own = site.hook().own_side(sender);
     let end = conn.end(own);
     let generation = site.policy.generation();
@@ -101,6 +129,12 @@ fn follow<F: Family, P: Packet, T: Tables + Addresses<F>, H: At>(
         let grant = allow(site, flow, Question::again(conn, direction, against))
             .map_err(|reason| Denial { reason, against, late: false })?;
         conn.set_end(own, EndWord::new(generation, grant.rule));
+        let marked = if opener == own { grant.marked != 0 } else { is_frontend(site, flow) };
+        if marked && state & CONN_MARKED == 0 {
+            // The address was no Service's before.
+            conn.set_state(state, state | CONN_MARKED);
+            state |= CONN_MARKED;
+        }
         if end.generation() == 0 {
             report::new(packet, site, flow, &grant, against);
             reason = Reason::Allowed;
@@ -141,14 +175,21 @@ pub fn begin<F: Family, P: Packet, T: Tables + Addresses<F>, H: At>(
     if site.hook() == Hook::ToPod {
         from = origin(packet, site.tables, flow);
         if is_endpoint(from) {
-            match late(packet, site.tables, flow, (from, true)) {
+            match late(packet, site.tables, flow, (from, false)) {
                 Ok(word) => birth.opener = word,
                 Err(denial) => return Outcome::new(Err(denial)),
             }
             birth.origin = from as u16;
             birth.state = CONN_TRANSLATED;
+            if site.tables.endpoint_ending(from as u16).is_none_or(|endpoint| endpoint.ifindex != from) {
+                // The entry would name another endpoint, which has the slot: judged again, it is nobody.
+                birth.sides = CONN_STRANGER;
+            }
         } else if from == STRANGER {
             birth.sides = CONN_STRANGER;
+        }
+        if is_frontend(site, flow) {
+            birth.state |= CONN_MARKED;
         }
     }
     let grant = match allow(site, flow, Question::first(site.hook().direction(), from)) {
@@ -157,11 +198,14 @@ pub fn begin<F: Family, P: Packet, T: Tables + Addresses<F>, H: At>(
     };
     birth.rule = grant.rule;
     if site.hook() == Hook::FromPod && grant.marked != 0 {
-        birth.state = CONN_MARKED;
+        birth.state |= CONN_MARKED;
         mark(packet, site);
     }
     let told = if over { restart(packet, site, flow, &birth) } else { enter(packet, site, flow, &birth) };
     if told {
+        if birth.state & CONN_TRANSLATED != 0 {
+            tell(packet, site.tables, flow, from, birth.opener.rule());
+        }
         report::new(packet, site, flow, &grant, false);
     }
     Outcome::new(Ok(Reason::Allowed))

@@ -8,11 +8,11 @@ use std::collections::BTreeSet;
 use bulkhead_ebpf::{
     abi::{
         CONN_ENDED, CONN_REPLIED, DROP_EVENT_TICKS, EGRESS, ENDPOINT_ADOPTED, EVENT_DROP, EVENT_END,
-        EVENT_NEW, EndWord, INGRESS, PolicyWord,
+        EVENT_NEW, EndWord, Endpoint, INGRESS, PolicyWord, ServiceKey,
     },
     decide::{Hook, decide},
     host::{Frame, Memory},
-    packet::{TCP_ACK, TCP_FIN, TCP_RST, TCP_SYN},
+    packet::{TCP, TCP_ACK, TCP_FIN, TCP_RST, TCP_SYN, UDP},
     reason::Reason,
     tables::Inserted,
 };
@@ -147,6 +147,138 @@ fn a_recheck_that_still_allows_is_not_told_of_and_one_that_denies_is_a_drop() {
     // Seen on its way in, judged for the connection's way out.
     assert_eq!((drop.kind, drop.direction, drop.is_reply), (EVENT_DROP, EGRESS, 1));
     assert_eq!((drop.reason, drop.rule, drop.rule_set), (Reason::PolicyDenied as u8, 0, scene::RULES_NONE));
+}
+
+#[test]
+fn what_a_backend_refuses_is_told_of_as_its_drop_alone() {
+    let mut memory = memory();
+    memory.endpoints.insert(IFINDEX, endpoint(B));
+    memory.endpoints.get_mut(&A.ifindex()).unwrap().policy = PolicyWord::new(scene::RULES_OPEN, 11);
+    let through = |bytes: Vec<u8>| {
+        decide(&Frame { came_in_by: scene::BRIDGE, ..Frame::new(&bytes, IFINDEX) }, &memory, Hook::ToPod)
+    };
+    let told = || -> Vec<_> {
+        memory.take_events().iter().map(|event| (event.kind, event.direction, event.endpoint)).collect()
+    };
+    let ab = between(A, B, false);
+    for _ in 0..3 {
+        assert_eq!(through(ab.udp(9, 80)), Reason::PolicyDenied);
+    }
+    assert_eq!(told(), [(EVENT_DROP, INGRESS, 2)]);
+    assert_eq!(through(ab.tcp(9, 80, TCP_SYN)), Reason::Allowed);
+    assert_eq!(told(), [(EVENT_NEW, EGRESS, 1), (EVENT_NEW, INGRESS, 2)]);
+}
+
+#[test]
+fn an_endpoint_that_shares_a_slot_has_its_own_rights() {
+    const LATER: u32 = (1 << 16) + A.ifindex();
+    let mut memory = memory();
+    memory.endpoints.insert(IFINDEX, endpoint(B));
+    let later = Endpoint {
+        ifindex: LATER,
+        policy: PolicyWord::new(scene::RULES_OPEN, 11),
+        ipv4: octets(Remote.address(false)).0,
+        mark: 9,
+        ..endpoint(A)
+    };
+    memory.endpoints.insert(LATER, later);
+    memory.origins.insert(9, LATER);
+    let hb = between(Host, B, false);
+    let through = |memory: &Memory, bytes: Vec<u8>| {
+        let mark = (9 << 20).into();
+        let frame = Frame { came_in_by: scene::BRIDGE, mark, ..Frame::new(&bytes, IFINDEX) };
+        decide(&frame, memory, Hook::ToPod)
+    };
+    // B lets A in, and not this one.
+    assert_eq!(through(&memory, hb.tcp(9, 80, TCP_SYN)), Reason::PolicyDenied);
+    memory.endpoints.get_mut(&IFINDEX).unwrap().policy = PolicyWord::new(scene::RULES_OPEN, 12);
+    assert_eq!(through(&memory, hb.tcp(9, 80, TCP_SYN)), Reason::Allowed);
+    memory.endpoints.get_mut(&IFINDEX).unwrap().policy = PolicyWord::new(scene::RULES_B, 13);
+    assert_eq!(through(&memory, hb.tcp(9, 80, TCP_ACK)), Reason::PolicyDenied);
+}
+
+#[test]
+fn what_may_be_answers_of_an_adopted_pod_to_the_node_bears_no_mark() {
+    let mut memory = memory();
+    memory.endpoints.get_mut(&IFINDEX).unwrap().flags |= ENDPOINT_ADOPTED;
+    let mark = |frame: Vec<u8>| {
+        let frame = Frame::new(&frame, IFINDEX);
+        assert_eq!(decide(&frame, &memory, Hook::FromPod), Reason::Allowed);
+        frame.mark.get()
+    };
+    let ah = between(A, Host, false);
+    assert_eq!(mark(ah.tcp(80, 9, TCP_ACK)), 0);
+    assert_eq!(mark(ah.tcp(81, 9, TCP_SYN)), u32::from(A.mark()) << 20);
+    assert_eq!(mark(ah.udp(80, 9)), u32::from(A.mark()) << 20);
+    // Nobody is called from there.
+    assert_eq!(mark(ah.tcp(82, 30080, TCP_ACK)), u32::from(A.mark()) << 20);
+}
+
+#[test]
+fn an_address_that_becomes_a_services_has_marks_from_then_on() {
+    let mut memory = memory();
+    let send = |memory: &Memory, flags, want| {
+        let bytes = between(A, World, false).tcp(9, 443, flags);
+        let frame = Frame::new(&bytes, IFINDEX);
+        assert_eq!(decide(&frame, memory, Hook::FromPod), want);
+        frame.mark.get()
+    };
+    assert_eq!(send(&memory, TCP_SYN, Reason::Allowed), 0);
+    let address = octets(World.address(false)).0;
+    let key = ServiceKey { address, port_be: 443u16.to_be_bytes(), protocol: TCP, pad: 0 };
+    memory.services_v4.insert(key, 500);
+    memory.endpoints.get_mut(&IFINDEX).unwrap().policy = PolicyWord::new(scene::RULES_A, 2);
+    for _ in 0..2 {
+        assert_eq!(send(&memory, TCP_ACK, Reason::Tracked), u32::from(A.mark()) << 20);
+    }
+}
+
+#[test]
+fn who_comes_in_by_a_frontends_port_does_not_open_that_frontend() {
+    for late in [false, true] {
+        let mut memory = memory();
+        let set = |memory: &mut Memory, rule_set, generation| {
+            memory.endpoints.get_mut(&IFINDEX).unwrap().policy = PolicyWord::new(rule_set, generation);
+        };
+        set(&mut memory, scene::RULES_INGRESS, 11);
+        memory.endpoints.get_mut(&B.ifindex()).unwrap().policy = PolicyWord::new(scene::RULES_OPEN, 12);
+        let address = octets(Host.address(false)).0;
+        let key = ServiceKey { address, port_be: 30080u16.to_be_bytes(), protocol: UDP, pad: 0 };
+        if !late {
+            memory.services_v4.insert(key, 500);
+        }
+        // B, masqueraded to the port of a frontend.
+        let ha = between(Host, A, false);
+        let bytes = ha.udp(30080, 9);
+        let mark = (u32::from(B.mark()) << 20).into();
+        let frame = Frame { came_in_by: scene::BRIDGE, mark, ..Frame::new(&bytes, IFINDEX) };
+        assert_eq!(decide(&frame, &memory, Hook::ToPod), Reason::Allowed);
+        if late {
+            assert_eq!(see(&memory, Hook::FromPod, &ha.reply().udp(9, 30080)), Reason::Tracked);
+            memory.services_v4.insert(key, 500);
+            set(&mut memory, scene::RULES_INGRESS, 13);
+        }
+        assert_eq!(see(&memory, Hook::FromPod, &ha.reply().udp(9, 30080)), Reason::PolicyDenied);
+        assert_eq!(see(&memory, Hook::FromPod, &ha.reply().udp(9, 30080)), Reason::PolicyDenied);
+        set(&mut memory, scene::RULES_OPEN, 14);
+        let bytes = ha.reply().udp(9, 30080);
+        let frame = Frame::new(&bytes, IFINDEX);
+        assert_eq!(decide(&frame, &memory, Hook::FromPod), Reason::Allowed);
+        assert_eq!(frame.mark.get(), u32::from(A.mark()) << 20);
+    }
+}
+
+#[test]
+fn the_nodes_answer_may_reflect_the_mark_of_what_it_answers() {
+    let mut memory = memory();
+    memory.origins.insert(A.mark().into(), IFINDEX);
+    let ah = between(A, Host, false);
+    let asked = ah.echo(false, 7);
+    let frame = Frame::new(&asked, IFINDEX);
+    assert_eq!(decide(&frame, &memory, Hook::FromPod), Reason::Allowed);
+    let answer = ah.reply().echo(true, 7);
+    let answer = Frame { mark: frame.mark, ..Frame::new(&answer, IFINDEX) };
+    assert_eq!(decide(&answer, &memory, Hook::ToPod), Reason::Tracked);
 }
 
 #[test]

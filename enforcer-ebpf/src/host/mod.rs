@@ -260,7 +260,9 @@ impl Tables for Memory {
     }
 
     fn endpoint_ending(&self, low: u16) -> Option<&Endpoint> {
-        self.endpoints.values().find(|endpoint| endpoint.ifindex & 0xffff == u32::from(low))
+        // The elder has the slot.
+        let ending = self.endpoints.values().filter(|endpoint| endpoint.ifindex & 0xffff == u32::from(low));
+        ending.min_by_key(|endpoint| endpoint.ifindex)
     }
 
     fn origin(&self, mark: u32) -> Option<u32> {

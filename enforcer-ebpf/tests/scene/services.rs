@@ -266,6 +266,21 @@ pub fn services(cases: &mut Vec<Case>, v6: bool) {
         ],
     );
     case(
+        "nor behind masquerading",
+        vec![
+            Policy(B, RULES_OPEN, 11),
+            Packet(B, FromPod, hb.reply().udp(80, 9), R::Allowed),
+            Translated(B, ToPod, hb.udp(9, 80), Some(A), R::PolicyDenied),
+            // A pod's answer by a port of the node that is no Service's.
+            Translated(B, ToPod, hb.udp(9, 80), None, R::Tracked),
+            // An answer from behind a node port.
+            Packet(B, FromPod, hb.reply().tcp(7, 30080, SYN), R::Allowed),
+            Translated(B, ToPod, hb.tcp(30080, 7, SYN_ACK), Some(A), R::Tracked),
+            Policy(A, RULES_OPEN, 2),
+            Translated(B, ToPod, hb.udp(9, 80), Some(A), R::Tracked),
+        ],
+    );
+    case(
         "an old verdict of the pod's own hook does not count for what it sends through a Service",
         vec![
             Packet(A, FromPod, ar.udp(9, 80), R::Allowed),

@@ -318,6 +318,7 @@ mod tests {
         assert_eq!(
             names,
             [
+                "0.0.0.0 30080 shop/web",
                 "10.96.0.10 80 shop/web", // though it is a backend of the other
                 "10.96.0.10 81 shop/web",
                 "10.96.0.11 80 shop/rival",
@@ -325,6 +326,7 @@ mod tests {
                 "10.244.1.2 8080 shop/web",
                 "10.244.1.3 5432 shop/headless",
                 "192.168.0.1 30080 shop/web",
+                ":: 30080 shop/web",
             ]
         );
     }

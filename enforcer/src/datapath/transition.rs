@@ -294,7 +294,7 @@ impl<'a> Draft<'a> {
                     self.ledger.push(Op::SetService(service, identity));
                 }
                 None if self.ledger.services.get(&service).is_some() => {
-                    self.ledger.push(Op::RemoveService(service))
+                    self.ledger.push(Op::RemoveService(service));
                 }
                 _ => {} // and a frontend that is gone becomes an address like any other
             }

@@ -183,7 +183,8 @@ pub struct Conn {
     pub sides: u8,
     /// Bits of `CONN_*`.
     pub state: u8,
-    /// With [`CONN_TRANSLATED`]: low half of the interface index of the endpoint that opened the connection.
+    /// Low half of the interface index of the endpoint that opened the connection or, if it is none of this node's,
+    /// of the one that was asked.
     pub origin: u16,
 }
 const _: () = assert!(size_of::<Conn>() == 64);

@@ -7,8 +7,7 @@ use crate::{
     decide::{At, Hook, Site},
     family::Family,
     flow::key,
-    origin::mark,
-    overlay::is_current,
+    origin::{is_current, is_unjudged, mark},
     packet::{Packet, Ports, TCP, TCP_ACK, TCP_FIN, TCP_RST, TCP_SYN, UDP},
     reason::Reason,
     tables::{Addresses, Tables},
@@ -69,10 +68,17 @@ pub fn tracked<F: Family, P: Packet, T: Tables + Addresses<F>, H: At>(
     }
     if sender == conn.opener() {
         match site.hook() {
-            Hook::ToPod if state & CONN_TRANSLATED != 0 && !is_current(site.tables, conn) => return None,
+            Hook::ToPod
+                if state & CONN_TRANSLATED != 0
+                    && !is_current::<F, P, T>(packet, site.tables, conn, plain.source) =>
+            {
+                return None;
+            }
             Hook::FromPod if state & CONN_MARKED != 0 => mark(packet, site),
             _ => {}
         }
+    } else if site.hook() == Hook::ToPod && is_unjudged(packet, site.tables) {
+        return None;
     }
     conn.seen(site.tables.tick());
     if conn.counter() == own {

@@ -7,11 +7,11 @@ use crate::{
     family::{Family, V4, V6},
     fast::Plain,
     flow::{Flow, key},
-    origin::{denied, is_endpoint, late, origin},
+    origin::{answer, denied, is_current, is_endpoint, is_opener, late, origin},
     packet::{ETHER_IPV4, ETHER_IPV6, ETHERNET_LEN, Ethernet, Packet, TCP, TCP_FIN, TCP_RST, TCP_SYN, UDP},
     reason::Reason,
-    tables::{Addresses, ConnRef, Inserted, Tables, tick},
-    track::insert,
+    tables::{Addresses, Inserted, Tables, tick},
+    track::{find, insert},
 };
 
 #[inline(always)]
@@ -60,18 +60,12 @@ fn is_judged<F: Family, P: Packet, T: Tables + Addresses<F>>(packet: &P, tables:
     }
     let (key, sender) = key::<F>(source, destination, [ports.source, ports.destination], protocol);
     let Some(conn) = Addresses::<F>::conn(tables, &key) else { return false };
-    if sender != conn.opener() || conn.state() & CONN_TRANSLATED == 0 {
-        return true;
+    if sender == conn.opener() && conn.state() & CONN_TRANSLATED != 0 {
+        conn.seen(tables.tick());
+        return is_current::<F, P, T>(packet, tables, conn, source);
     }
-    conn.seen(tables.tick());
-    is_current(tables, conn)
-}
-
-/// The opener's egress was judged under the rules that its endpoint has now.
-#[inline(always)]
-pub fn is_current<T: Tables>(tables: &T, conn: ConnRef) -> bool {
-    let generation = conn.end(conn.opener()).generation();
-    // No two endpoints ever have the same generation.
+    // Through a Service a packet may come to an entry that the pod's hook does not ask about.
+    let generation = conn.end(sender).generation();
     tables
         .endpoint_ending(conn.origin())
         .is_some_and(|endpoint| generation != 0 && endpoint.policy.generation() == generation)
@@ -116,11 +110,24 @@ fn follow<F: Family, P: Packet, T: Tables + Addresses<F>>(
         return Ok(Reason::Allowed);
     };
     let state = conn.state();
-    if sender != conn.opener() || state & CONN_TRANSLATED == 0 {
+    if sender != conn.opener() {
+        return answer(packet, tables, flow, conn, origin).result();
+    }
+    if state & CONN_TRANSLATED == 0 {
+        let generation = conn.end(sender).generation();
+        let current = tables.endpoint(origin).is_some_and(|pod| pod.policy.generation() == generation);
+        if generation == 0 || !current {
+            conn.set_end(sender, late(packet, tables, flow, (origin, false))?);
+        }
         return Ok(Reason::Tracked);
     }
+    if !is_opener(conn, origin) {
+        let word = late(packet, tables, flow, (origin, true))?;
+        enter::<F, T>(tables, flow, origin, word);
+        return Ok(Reason::Allowed);
+    }
     let again = flow.is_syn() && state & (CONN_RESET | CONN_FIN | CONN_FIN << 1) != 0;
-    if again || !is_current(tables, conn) {
+    if again || !is_current::<F, P, T>(packet, tables, conn, flow.source) {
         conn.set_end(sender, late(packet, tables, flow, (origin, again))?);
     }
     let mut now = if again { CONN_TRANSLATED } else { state };
@@ -135,7 +142,8 @@ fn follow<F: Family, P: Packet, T: Tables + Addresses<F>>(
     Ok(Reason::Tracked)
 }
 
-/// Only to remember the verdict: answers come back translated, so nothing is counted here.
+/// Only to remember the verdict: answers come back translated, so nothing is counted here. Another pod's entry, which
+/// was masqueraded to the same port, is over.
 #[inline(never)]
 fn enter<F: Family, T: Tables + Addresses<F>>(tables: &T, flow: &Flow<F>, origin: u32, word: EndWord) {
     let sender = flow.sender();
@@ -150,7 +158,13 @@ fn enter<F: Family, T: Tables + Addresses<F>>(tables: &T, flow: &Flow<F>, origin
         origin: origin as u16,
         ..Conn::default()
     };
-    if insert(tables, flow, &conn) == Inserted::Full {
-        tables.lost_conn();
+    match insert(tables, flow, &conn) {
+        Inserted::Done => {}
+        Inserted::Exists => {
+            if let Some(old) = find(tables, flow) {
+                old.replace(&conn);
+            }
+        }
+        Inserted::Full => tables.lost_conn(),
     }
 }

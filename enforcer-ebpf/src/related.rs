@@ -44,7 +44,7 @@ fn about<F: Family, T: Tables + Addresses<F>, H: At>(
 ) -> Result<Reason, Reason> {
     // Turned round, the quoted packet goes the error's way.
     let receiver = back.sender();
-    let conn = find(site, back).ok_or(NO)?;
+    let conn = find(site.tables, back).ok_or(NO)?;
     let own = site.hook().own_side(receiver);
     let sender = receiver ^ 1;
     let (opener, end) = (conn.opener(), conn.end(own));

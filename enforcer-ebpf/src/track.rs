@@ -8,8 +8,7 @@ use crate::{
     decide::{At, Denial, Hook, Outcome, Site},
     family::Family,
     flow::Flow,
-    origin::{NOBODY, STRANGER, is_endpoint, late, mark, origin},
-    overlay::is_current,
+    origin::{NOBODY, STRANGER, answer, is_current, is_endpoint, is_opener, is_unjudged, late, mark, origin},
     packet::{Packet, TCP, TCP_FIN, TCP_RST},
     reason::Reason,
     report,
@@ -39,6 +38,35 @@ pub fn track<F: Family, P: Packet, T: Tables + Addresses<F>, H: At>(
     // A SYN is nobody's reply. Only the opener's own, before any answer, is a retransmission.
     if flow.is_syn() && (sender != conn.opener() || conn.state() & !KINDS != 0) {
         return Outcome::first(true);
+    }
+    if site.hook() == Hook::ToPod {
+        if sender != conn.opener() {
+            if is_unjudged(packet, site.tables)
+                && let Some(peer) = site.peer::<F>(flow.source)
+                && peer.ifindex != 0
+            {
+                let outcome = answer(packet, site.tables, flow, conn, peer.ifindex);
+                if outcome.result().is_err() {
+                    return outcome;
+                }
+            }
+        } else if conn.state() & CONN_TRANSLATED != 0
+            && !is_current::<F, P, T>(packet, site.tables, conn, flow.source)
+        {
+            let origin = origin(packet, site.tables, flow);
+            if !is_opener(conn, origin) {
+                // Somebody else's, masqueraded to the same port or at an address given anew.
+                return if flow.opens(site.adopted()) {
+                    Outcome::first(true)
+                } else {
+                    Outcome::new(Err(Reason::NotTracked.into()))
+                };
+            }
+            match late(packet, site.tables, flow, (origin, false)) {
+                Ok(word) => conn.set_end(sender, word),
+                Err(denial) => return Outcome::new(Err(denial)),
+            }
+        }
     }
     match follow(packet, site, flow, conn, sender) {
         // The other pod has spoken first and was not heard: the pod is free to begin by itself.
@@ -78,15 +106,8 @@ fn follow<F: Family, P: Packet, T: Tables + Addresses<F>, H: At>(
             reason = Reason::Allowed;
         }
     }
-    if sender == opener {
-        match site.hook() {
-            Hook::ToPod if state & CONN_TRANSLATED != 0 && !is_current(site.tables, conn) => {
-                let origin = origin(packet, site.tables, flow);
-                conn.set_end(opener, late(packet, site.tables, flow, (origin, false))?);
-            }
-            Hook::FromPod if state & CONN_MARKED != 0 => mark(packet, site),
-            _ => {}
-        }
+    if sender == opener && site.hook() == Hook::FromPod && state & CONN_MARKED != 0 {
+        mark(packet, site);
     }
     account(packet, site, flow, conn, Sides { sender, own, opener }, state);
     Ok(reason)
@@ -115,7 +136,7 @@ pub fn begin<F: Family, P: Packet, T: Tables + Addresses<F>, H: At>(
     flow: &Flow<F>,
     over: bool,
 ) -> Outcome {
-    let mut birth = Birth { opener: EndWord(0), rule: 0, origin: 0, sides: 0, state: 0 };
+    let mut birth = Birth { opener: EndWord(0), rule: 0, origin: site.ifindex as u16, sides: 0, state: 0 };
     let mut from = NOBODY;
     if site.hook() == Hook::ToPod {
         from = origin(packet, site.tables, flow);
@@ -191,11 +212,8 @@ fn enter<F: Family, P: Packet, T: Tables + Addresses<F>, H: At>(
 
 /// The connection's entry; the key has a stack of its own.
 #[inline(never)]
-pub fn find<'t, F: Family, T: Addresses<F>, H: At>(
-    site: &'t Site<'t, T, H>,
-    flow: &Flow<F>,
-) -> Option<ConnRef<'t>> {
-    site.conn::<F>(&flow.key().0)
+pub fn find<'t, F: Family, T: Addresses<F>>(tables: &'t T, flow: &Flow<F>) -> Option<ConnRef<'t>> {
+    tables.conn(&flow.key().0)
 }
 
 /// Enters it; the key has a stack of its own.
@@ -214,7 +232,7 @@ fn restart<F: Family, P: Packet, T: Tables + Addresses<F>, H: At>(
 ) -> bool {
     let sender = flow.sender();
     let own = site.hook().own_side(sender);
-    let Some(conn) = find(site, flow) else { return true };
+    let Some(conn) = find(site.tables, flow) else { return true };
     // Both sides began at once, or a port is in use: the older connection keeps the entry.
     if flow.protocol == TCP && sender != conn.opener() && !is_closed(conn.state()) {
         return true;

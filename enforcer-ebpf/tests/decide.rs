@@ -41,7 +41,7 @@ fn run(case: &Case) -> Result<(), String> {
             Step::Tenant(who, tenant) => pods[index(who)].tenant = *tenant,
             Step::Adopted(who) => pods[index(who)].flags |= ENDPOINT_ADOPTED,
             Step::Gone => gone = true,
-            Step::Packet(..) | Step::Translated(..) => {
+            Step::Packet(..) | Step::Translated(..) | Step::Marked(..) => {
                 let Some(Sight { who, hook, bytes, came_in_by, mark, want }) = step.sight() else { continue };
                 memory.endpoints = scene::endpoints(pods, (!gone).then_some(who));
                 let before = memory.counter(want);

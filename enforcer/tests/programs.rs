@@ -236,7 +236,7 @@ fn every_case_comes_to_its_verdict_in_the_kernel() {
                 Step::Tenant(who, tenant) => pods[index(*who)].tenant = *tenant,
                 Step::Adopted(who) => pods[index(*who)].flags |= ENDPOINT_ADOPTED,
                 Step::Gone => gone = true,
-                Step::Packet(..) | Step::Translated(..) => {
+                Step::Packet(..) | Step::Translated(..) | Step::Marked(..) => {
                     let Some(Sight { who, hook, bytes, came_in_by, mark, want }) = step.sight() else {
                         continue;
                     };

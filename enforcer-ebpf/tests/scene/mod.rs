@@ -128,6 +128,9 @@ pub fn peers() -> Vec<(IpAddr, Peer)> {
 /// Interface by which what a pod sends to a Service comes into the node.
 pub const BRIDGE: u32 = 50;
 
+/// Other bits of the mark are others': kube-proxy's is one of them.
+const OTHERS_MARK: u32 = 0x4000;
+
 /// Frontends of Services and the number that stands for their backends.
 pub fn services() -> Vec<(IpAddr, u16, u32)> {
     let frontends = [(Vip, 80, 500), (Vip, 81, 501), (Vip, 443, 501), (Host, 30080, 500), (Host, 30081, 501)];
@@ -163,6 +166,8 @@ pub const RULES_NONE: u32 = 9;
 pub const RULES_OPEN: u32 = 5;
 /// Nobody but the node may come in.
 pub const RULES_HOST: u32 = 6;
+/// Everybody may come in, and nothing may be begun.
+pub const RULES_INGRESS: u32 = 7;
 
 pub fn rules() -> Vec<(u32, RuleKey, u32)> {
     let key = |rule_set, peer, direction, protocol, port: u16| RuleKey {
@@ -178,6 +183,7 @@ pub fn rules() -> Vec<(u32, RuleKey, u32)> {
         (RULE_BITS_ALL, key(RULES_HOST, IDENTITY_HOST, INGRESS, 0, 0), 25),
         (RULE_BITS_ALL, key(RULES_OPEN, PEER_ANY, INGRESS, 0, 0), 31),
         (RULE_BITS_ALL, key(RULES_OPEN, PEER_ANY, EGRESS, 0, 0), 32),
+        (RULE_BITS_ALL, key(RULES_INGRESS, PEER_ANY, INGRESS, 0, 0), 33),
     ];
     for set in [RULES_A, RULES_A_AGAIN] {
         rules.extend([
@@ -275,6 +281,8 @@ pub enum Step {
     Packet(Who, Hook, Vec<u8>, Reason),
     /// The same for a frame that has come through the node, with this pod's mark on it.
     Translated(Who, Hook, Vec<u8>, Option<Who>, Reason),
+    /// The same with this pod's mark, for a frame that does not tell any more where it came in.
+    Marked(Who, Hook, Vec<u8>, Who, Reason),
     /// From now on the pod is under this rule set and generation.
     Policy(Who, u32, u32),
     Tenant(Who, u32),
@@ -296,12 +304,13 @@ pub struct Sight<'s> {
 impl Step {
     /// What is seen in this step, if anything is.
     pub fn sight(&self) -> Option<Sight<'_>> {
+        let bits = |who: Who| u32::from(who.mark()) << 20 | OTHERS_MARK;
         let (who, hook, bytes, came_in_by, mark, want) = match self {
             Self::Packet(who, hook, bytes, want) => (who, hook, bytes, 0, 0, want),
             Self::Translated(who, hook, bytes, mark, want) => {
-                // Other bits of the mark are others': kube-proxy's is one of them.
-                (who, hook, bytes, BRIDGE, u32::from(mark.map_or(0, Who::mark)) << 20 | 0x4000, want)
+                (who, hook, bytes, BRIDGE, mark.map_or(OTHERS_MARK, bits), want)
             }
+            Self::Marked(who, hook, bytes, mark, want) => (who, hook, bytes, 0, bits(*mark), want),
             _ => return None,
         };
         Some(Sight { who: *who, hook: *hook, bytes, came_in_by, mark, want: *want })

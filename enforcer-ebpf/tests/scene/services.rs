@@ -8,8 +8,9 @@ use bulkhead_ebpf::{
 };
 
 use super::{
-    A, B, Case, Host, Node, RULES_A, RULES_B, RULES_HOST, RULES_NONE, RULES_OPEN, Remote,
-    Step::{Packet, Policy, Tenant as Tenancy, Translated},
+    A, B, Case, Host, Node, RULES_A, RULES_A_AGAIN, RULES_B, RULES_HOST, RULES_INGRESS, RULES_NONE,
+    RULES_OPEN, Remote,
+    Step::{Marked, Packet, Policy, Tenant as Tenancy, Translated},
     Tenant, Vip, World, between,
 };
 
@@ -210,6 +211,84 @@ pub fn services(cases: &mut Vec<Case>, v6: bool) {
             Translated(A, ToOverlay, ar.tcp(9, 80, ACK), Some(A), R::Tracked),
             Policy(A, RULES_A, 2),
             Translated(A, ToOverlay, ar.tcp(9, 80, ACK), Some(A), R::Tracked),
+        ],
+    );
+    case(
+        "a masqueraded port used again by another pod",
+        vec![
+            Policy(B, RULES_B, 11),
+            Translated(A, ToOverlay, to(Host, Remote).udp(9, 80), Some(A), R::Allowed),
+            Translated(A, ToOverlay, to(Host, Remote).udp(9, 80), Some(B), R::PolicyDenied),
+            Translated(A, ToOverlay, to(Host, Remote).udp(9, 80), Some(A), R::Tracked),
+            Translated(A, ToOverlay, to(Host, Remote).tcp(9, 80, SYN), Some(A), R::Allowed),
+            Translated(A, ToOverlay, to(Host, Remote).tcp(9, 80, SYN), Some(B), R::PolicyDenied),
+            Policy(B, RULES_OPEN, 12),
+            Translated(A, ToOverlay, to(Host, Remote).udp(9, 80), Some(B), R::Allowed),
+            Translated(A, ToOverlay, to(Host, Remote).udp(9, 80), Some(B), R::Tracked),
+            Policy(B, RULES_B, 13),
+            Translated(A, ToOverlay, to(Host, Remote).udp(9, 80), Some(B), R::PolicyDenied),
+        ],
+    );
+    case(
+        "a masqueraded port used again by another pod, to a backend on this node",
+        vec![
+            Policy(A, RULES_OPEN, 2),
+            Policy(B, RULES_B, 11),
+            Translated(A, ToPod, to(Host, A).udp(9, 80), Some(A), R::Allowed),
+            Translated(A, ToPod, to(Host, A).udp(9, 80), Some(A), R::Tracked),
+            Translated(A, ToPod, to(Host, A).udp(9, 80), Some(B), R::PolicyDenied),
+            Translated(A, ToPod, to(Host, A).tcp(9, 80, SYN), Some(A), R::Allowed),
+            Translated(A, ToPod, to(Host, A).tcp(9, 80, ACK), Some(B), R::NotTracked),
+            Translated(A, ToPod, to(Host, A).tcp(9, 80, ACK), Some(A), R::Tracked),
+        ],
+    );
+    case(
+        "a backend cannot make what is sent to it through a Service an answer",
+        vec![
+            Policy(B, RULES_OPEN, 11),
+            Packet(B, FromPod, ab.reply().udp(80, 9), R::Allowed),
+            Packet(A, FromPod, av.tcp(9, 80, SYN), R::Allowed),
+            Translated(B, ToPod, ab.udp(9, 80), Some(A), R::PolicyDenied),
+            Packet(B, FromPod, ab.reply().tcp(81, 9, SYN), R::Allowed),
+            Translated(B, ToPod, ab.tcp(9, 81, SYN), Some(A), R::PolicyDenied),
+            Packet(B, FromPod, ab.reply().tcp(81, 9, SYN_ACK), R::Tracked),
+            Translated(B, ToPod, ab.tcp(9, 81, ACK), Some(A), R::PolicyDenied),
+            // What the pod may do by itself it may do here too.
+            Policy(A, RULES_OPEN, 2),
+            Translated(B, ToPod, ab.udp(9, 80), Some(A), R::Tracked),
+            Packet(A, ToPod, ab.reply().udp(80, 9), R::Allowed),
+            // And it may answer.
+            Policy(A, RULES_INGRESS, 3),
+            Packet(A, ToPod, ab.reply().udp(80, 9), R::Tracked),
+            Translated(B, ToPod, ab.udp(9, 80), Some(A), R::Tracked),
+        ],
+    );
+    case(
+        "an old verdict of the pod's own hook does not count for what it sends through a Service",
+        vec![
+            Packet(A, FromPod, ar.udp(9, 80), R::Allowed),
+            Translated(A, ToOverlay, ar.udp(9, 80), None, R::Tracked),
+            Packet(A, ToPod, to(Remote, A).tcp(7, 8080, SYN), R::Allowed),
+            Translated(A, ToOverlay, ar.tcp(8080, 7, SYN_ACK), None, R::Tracked),
+            // The pod's own hook judges again what comes by it ...
+            Policy(A, RULES_A_AGAIN, 2),
+            Packet(A, FromPod, ar.udp(9, 80), R::Tracked),
+            Translated(A, ToOverlay, ar.udp(9, 80), None, R::Tracked),
+            Policy(A, RULES_NONE, 3),
+            // ... but nothing but this hook what comes by kube-proxy.
+            Translated(A, ToOverlay, ar.udp(9, 80), Some(A), R::PolicyDenied),
+            Translated(A, ToOverlay, ar.tcp(8080, 7, ACK), Some(A), R::PolicyDenied),
+            Policy(A, RULES_INGRESS, 4),
+            Translated(A, ToOverlay, ar.tcp(8080, 7, ACK), Some(A), R::Tracked),
+            Translated(A, ToOverlay, ar.udp(9, 80), Some(A), R::PolicyDenied),
+        ],
+    );
+    case(
+        "a fragment of a masqueraded packet that has lost where it came in is still the pod's",
+        vec![
+            Marked(B, ToPod, hb.tcp(9, 81, SYN), A, R::PolicyDenied),
+            Marked(B, ToPod, hb.tcp(9, 80, SYN), A, R::Allowed),
+            Marked(A, ToOverlay, to(Host, Tenant).tcp(9, 81, SYN), A, R::PolicyDenied),
         ],
     );
     case(

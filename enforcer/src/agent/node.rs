@@ -255,7 +255,7 @@ impl Node {
         let plan = planned.inspect_err(|_| self.names.forget())?;
         // Names first: no event may come from a number that the flow log cannot resolve.
         self.publish_names(&touched, &renamed, &plan);
-        self.tables.carry_out(plan)
+        self.tables.carry_out(plan).inspect_err(|_| self.names.forget())
     }
 
     /// ADD: returns when programs and rules are in the kernel. Undoes what it did when it cannot.

@@ -13,13 +13,15 @@ use std::{
 use ipnetwork::IpNetwork;
 
 use super::{
-    compact::{Set, Shared, Text},
+    claim::Claim,
+    compact::Set,
     object::{
         EndpointSlice, Key, Kind, Labels, NAMESPACE_NAME_LABEL, Namespace, NetworkPolicy, Node, Object,
-        ObjectRef, Operator, Peer, Pod, Requirement,
+        ObjectRef, Pod,
     },
     service::Services,
     touched::Touched,
+    words::Words,
 };
 
 #[derive(Clone, Debug, Default)]
@@ -38,21 +40,8 @@ pub struct Index {
     /// Who says to own an address, derived from the above and kept in step by [`Index::reclaim_pod`] and
     /// the node upserts.
     claims: BTreeMap<IpAddr, Set<Claim>>,
-    labels: Shared<Labels>,
-    texts: Shared<Text>,
+    words: Words,
     touched: Touched,
-}
-
-/// Somebody's statement to own an address. Finished pods make none.
-#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
-enum Claim {
-    Node(Text),
-    /// A host-network pod: the address is its node's.
-    HostPod {
-        node: Option<Text>,
-        pod: Key,
-    },
-    Pod(Key),
 }
 
 /// Who owns an address.
@@ -112,13 +101,13 @@ impl Index {
                 self.touch_namespace(name, changed)
             }
             Object::NetworkPolicy(mut policy) => {
-                self.share_policy(&mut policy);
+                self.words.share_policy(&mut policy);
                 let key = policy.key.clone();
                 let changed = replace(&mut self.policies, key.clone(), policy);
                 self.touch_policy(key, changed)
             }
             Object::Pod(mut pod) => {
-                self.share(&mut pod);
+                self.words.share_pod(&mut pod);
                 let key = pod.key.clone();
                 self.reclaim_pod(&key, |index| replace(&mut index.pods, key.clone(), pod))
             }
@@ -379,33 +368,6 @@ impl Index {
         changed
     }
 
-    /// Pods of one workload differ in few words.
-    fn share(&mut self, pod: &mut Pod) {
-        self.labels.share(&mut pod.labels);
-        self.texts.share(&mut pod.key.namespace);
-        let workload = pod.workload.iter_mut().flat_map(|workload| [&mut workload.kind, &mut workload.name]);
-        pod.node.iter_mut().chain(workload).for_each(|text| self.texts.share(text));
-    }
-
-    /// Policies have their keys and values in common with one another and with pods.
-    fn share_policy(&mut self, policy: &mut NetworkPolicy) {
-        self.texts.share(&mut policy.key.namespace);
-        self.labels.share(&mut policy.labels);
-        let rules = [&mut policy.ingress, &mut policy.egress].into_iter().flatten().flatten();
-        let peers = rules.flat_map(|rule| &mut rule.peers).flat_map(|peer| match peer {
-            Peer::Pods { namespaces, pods } => [namespaces.as_mut(), Some(pods)],
-            Peer::Block(_) => [None, None],
-        });
-        for selector in peers.flatten().chain([&mut policy.subjects]) {
-            for Requirement { key, operator } in selector.requirements.iter_mut() {
-                self.texts.share(key);
-                if let Operator::In(values) | Operator::NotIn(values) = operator {
-                    values.iter_mut().for_each(|value| self.texts.share(value));
-                }
-            }
-        }
-    }
-
     fn touch_services(&mut self, keys: impl IntoIterator<Item = Key>, changed: bool) -> bool {
         if changed {
             self.touched.services.extend(keys);
@@ -457,27 +419,6 @@ impl Index {
     fn node_claims(&self, name: &str) -> Option<(Claim, BTreeSet<IpAddr>)> {
         let node = self.node(name)?;
         Some((Claim::Node(name.into()), node_addresses(node)))
-    }
-}
-
-impl Claim {
-    fn is_node(&self) -> bool {
-        matches!(self, Self::Node(_) | Self::HostPod { .. })
-    }
-
-    fn node_name(&self) -> Option<&str> {
-        match self {
-            Self::Node(name) => Some(name),
-            Self::HostPod { node, .. } => node.as_deref(),
-            Self::Pod(_) => None,
-        }
-    }
-
-    fn pod(&self) -> Option<&Key> {
-        match self {
-            Self::Pod(key) => Some(key),
-            Self::Node(_) | Self::HostPod { .. } => None,
-        }
     }
 }
 

@@ -8,11 +8,13 @@ pub mod frame;
 mod image;
 mod journal;
 pub mod kernel;
+mod ledger;
 mod numbers;
 mod overlay;
 pub mod programs;
 mod sizes;
 pub mod sweep;
+mod table;
 #[cfg(test)]
 mod tests;
 mod tidy;

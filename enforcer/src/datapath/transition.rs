@@ -24,8 +24,8 @@ use ipnetwork::IpNetwork;
 
 use super::{
     image::{Image, Op, Rule, ServiceAddress},
+    ledger::Ledger,
     numbers::{Mark, Numbers},
-    overlay::Overlay,
     sizes::Sizes,
 };
 use crate::{
@@ -95,16 +95,9 @@ pub(super) struct Draft<'a> {
     numbers: &'a mut Numbers,
     /// Endpoints as last brought to the kernel.
     placed: &'a BTreeMap<u32, Local>,
-    peers: Overlay<'a, IpAddr, Peer>,
-    prefixes: Overlay<'a, IpNetwork, Peer>,
-    services: Overlay<'a, ServiceAddress, u32>,
-    rules: Overlay<'a, Rule, u32>,
-    endpoints: BTreeMap<u32, Endpoint>,
+    ledger: Ledger<'a>,
     known: &'a Expanded,
     expanded: Expanded,
-    ops: Vec<Op>,
-    sizes: Sizes,
-    needed: Sizes,
     /// Numbers of what one step has met, by address of the shared value.
     met: HashMap<usize, u32>,
 }
@@ -114,16 +107,9 @@ impl<'a> Draft<'a> {
         Self {
             numbers,
             placed: held.locals,
-            peers: Overlay::on(&held.image.peers),
-            prefixes: Overlay::on(&held.image.prefixes),
-            services: Overlay::on(&held.image.services),
-            rules: Overlay::on(&held.image.rules),
-            endpoints: held.image.endpoints.clone(),
+            ledger: Ledger::on(held.image, held.sizes),
             known: held.expanded,
             expanded: Expanded::new(),
-            ops: Vec::new(),
-            sizes: held.sizes,
-            needed: held.sizes,
             met: HashMap::new(),
         }
     }
@@ -142,34 +128,14 @@ impl<'a> Draft<'a> {
 
     pub fn finish(self, locals: &BTreeMap<u32, Local>, left: Scope) -> Plan {
         Plan {
-            ops: self.ops,
-            peers: self.peers.into_edits(),
-            endpoints: self.endpoints,
-            needed: self.needed,
+            ops: self.ledger.ops,
+            peers: self.ledger.peers.into_edits(),
+            endpoints: self.ledger.endpoints,
+            needed: self.ledger.needed,
             expanded: self.expanded,
             locals: locals.clone(),
             left,
         }
-    }
-
-    fn push(&mut self, op: Op) {
-        let (was_there, is_there) = match op {
-            Op::SetRule(rule, grant) => (self.rules.edit(rule, Some(grant)), true),
-            Op::RemoveRule(rule) => (self.rules.edit(rule, None), false),
-            Op::SetPeer(address, peer) => (self.peers.edit(address, Some(peer)), true),
-            Op::RemovePeer(address) => (self.peers.edit(address, None), false),
-            Op::SetPrefix(prefix, peer) => (self.prefixes.edit(prefix, Some(peer)), true),
-            Op::RemovePrefix(prefix) => (self.prefixes.edit(prefix, None), false),
-            Op::SetService(service, identity) => (self.services.edit(service, Some(identity)), true),
-            Op::RemoveService(service) => (self.services.edit(service, None), false),
-            Op::SetEndpoint(endpoint) => (self.endpoints.insert(endpoint.ifindex, endpoint).is_some(), true),
-            Op::RemoveEndpoint(ifindex) => (self.endpoints.remove(&ifindex).is_some(), false),
-        };
-        if let (Some(size), Some(needed)) = (self.sizes.of_op(&op), self.needed.of_op(&op)) {
-            *size = *size + usize::from(is_there) - usize::from(was_there);
-            *needed = (*needed).max(*size);
-        }
-        self.ops.push(op);
     }
 
     /// Rules, then addresses; whether any address changed its meaning or its number.
@@ -177,7 +143,7 @@ impl<'a> Draft<'a> {
         self.met.clear();
         let addresses = self.addresses(compiled, changed, locals);
         let mut rule_sets: BTreeSet<u32> =
-            self.endpoints.values().map(|endpoint| endpoint.policy.rule_set()).collect();
+            self.ledger.endpoints.values().map(|endpoint| endpoint.policy.rule_set()).collect();
         for local in locals.values() {
             let Some(policy) = local.pod.as_ref().and_then(|pod| compiled.endpoints.get(pod)) else {
                 continue;
@@ -212,10 +178,11 @@ impl<'a> Draft<'a> {
                 services = delta.services.iter().map(|frontend| (frontend.into(), class(frontend))).collect();
             }
             Changed::Everything => {
-                peers = compiled.peers.keys().chain(self.peers.keys()).copied().collect();
-                let gone = self.prefixes.keys().filter(|prefix| !compiled.prefixes.contains_key(prefix));
+                peers = compiled.peers.keys().chain(self.ledger.peers.keys()).copied().collect();
+                let gone =
+                    self.ledger.prefixes.keys().filter(|prefix| !compiled.prefixes.contains_key(prefix));
                 prefixes = compiled.prefixes.keys().chain(gone).copied().collect();
-                services = self.services.keys().map(|service| (*service, None)).collect();
+                services = self.ledger.services.keys().map(|service| (*service, None)).collect();
                 services
                     .extend(compiled.services.iter().map(|(frontend, class)| (frontend.into(), Some(class))));
             }
@@ -256,8 +223,8 @@ impl<'a> Draft<'a> {
             return;
         }
         for (rule, grant) in self.rules_of(number, &rule_set, known.unwrap_or_default()) {
-            if self.rules.get(&rule) != Some(&grant) {
-                self.push(Op::SetRule(rule, grant));
+            if self.ledger.rules.get(&rule) != Some(&grant) {
+                self.ledger.push(Op::SetRule(rule, grant));
             }
         }
         self.expanded.insert(number, now);
@@ -300,37 +267,39 @@ impl<'a> Draft<'a> {
     /// changes, so that no address falls through to a prefix that does not speak for it.
     fn move_addresses(&mut self, mut addresses: Addresses) -> bool {
         addresses.prefixes.sort_by_key(|(prefix, _)| std::cmp::Reverse(prefix.prefix()));
-        let before = self.ops.len();
+        let before = self.ledger.ops.len();
         for (prefix, desired) in &addresses.prefixes {
-            if let Some(peer) = desired.filter(|peer| self.prefixes.get(prefix) != Some(peer)) {
-                self.push(Op::SetPrefix(*prefix, peer));
+            if let Some(peer) = desired.filter(|peer| self.ledger.prefixes.get(prefix) != Some(peer)) {
+                self.ledger.push(Op::SetPrefix(*prefix, peer));
             }
         }
         for (address, desired) in &addresses.peers {
-            if let Some(peer) = desired.filter(|peer| self.peers.get(address) != Some(peer)) {
-                self.push(Op::SetPeer(*address, peer));
+            if let Some(peer) = desired.filter(|peer| self.ledger.peers.get(address) != Some(peer)) {
+                self.ledger.push(Op::SetPeer(*address, peer));
             }
         }
         for (address, desired) in addresses.peers {
-            if desired.is_none() && self.peers.get(&address).is_some() {
-                self.push(Op::RemovePeer(address));
+            if desired.is_none() && self.ledger.peers.get(&address).is_some() {
+                self.ledger.push(Op::RemovePeer(address));
             }
         }
         for (prefix, desired) in addresses.prefixes {
-            if desired.is_none() && self.prefixes.get(&prefix).is_some() {
-                self.push(Op::RemovePrefix(prefix));
+            if desired.is_none() && self.ledger.prefixes.get(&prefix).is_some() {
+                self.ledger.push(Op::RemovePrefix(prefix));
             }
         }
         for (service, desired) in addresses.services {
             match desired {
-                Some(identity) if self.services.get(&service) != Some(&identity) => {
-                    self.push(Op::SetService(service, identity));
+                Some(identity) if self.ledger.services.get(&service) != Some(&identity) => {
+                    self.ledger.push(Op::SetService(service, identity));
                 }
-                None if self.services.get(&service).is_some() => self.push(Op::RemoveService(service)),
+                None if self.ledger.services.get(&service).is_some() => {
+                    self.ledger.push(Op::RemoveService(service));
+                }
                 _ => {} // and a frontend that is gone becomes an address like any other
             }
         }
-        self.ops.len() > before
+        self.ledger.ops.len() > before
     }
 
     fn peer(&mut self, info: &PeerInfo) -> Peer {
@@ -358,7 +327,7 @@ impl<'a> Draft<'a> {
         let Changed::Only(delta) = changed else { return None };
         let is_same = self.placed.get(&local.ifindex) == Some(local)
             && local.pod.as_ref().is_none_or(|pod| !delta.endpoints.contains(pod));
-        let record = self.endpoints.get(&local.ifindex).copied();
+        let record = self.ledger.endpoints.get(&local.ifindex).copied();
         record.filter(|record| is_same && record.id == local.id)
     }
 
@@ -370,12 +339,13 @@ impl<'a> Draft<'a> {
         locals: &BTreeMap<u32, Local>,
         moved: bool,
     ) {
-        let gone: Vec<u32> = self.endpoints.keys().filter(|i| !locals.contains_key(i)).copied().collect();
+        let gone: Vec<u32> =
+            self.ledger.endpoints.keys().filter(|i| !locals.contains_key(i)).copied().collect();
         for ifindex in gone {
-            self.push(Op::RemoveEndpoint(ifindex));
+            self.ledger.push(Op::RemoveEndpoint(ifindex));
         }
         for local in locals.values() {
-            let actual = self.endpoints.get(&local.ifindex).copied().filter(|e| e.id == local.id);
+            let actual = self.ledger.endpoints.get(&local.ifindex).copied().filter(|e| e.id == local.id);
             let mut desired = match self.is_as_placed(local, changed) {
                 Some(record) => record,
                 None => self.endpoint(local, compiled, actual),
@@ -386,18 +356,18 @@ impl<'a> Draft<'a> {
             let same_verdicts =
                 actual.is_some_and(|actual| Endpoint { identity: desired.identity, ..actual } == desired);
             if !moved && same_verdicts {
-                self.push(Op::SetEndpoint(desired));
+                self.ledger.push(Op::SetEndpoint(desired));
                 continue; // the pod's own number is for the flow log: no verdict depends on it
             }
             // New rules come with a new generation: under the old one, tracked connections would pass by the
             // old rules while new ones pass by the new.
             desired.policy = PolicyWord::new(desired.policy.rule_set(), self.numbers.next_generation());
-            self.push(Op::SetEndpoint(desired));
+            self.ledger.push(Op::SetEndpoint(desired));
             if actual.is_some() && !same_verdicts {
                 // A packet may have met the record half written and noted an old verdict under that generation:
                 // the verdict ends with it.
                 desired.policy = PolicyWord::new(desired.policy.rule_set(), self.numbers.next_generation());
-                self.push(Op::SetEndpoint(desired));
+                self.ledger.push(Op::SetEndpoint(desired));
             }
         }
     }
@@ -410,7 +380,8 @@ impl<'a> Draft<'a> {
 
     /// The lowest number under which no endpoint's packets are marked; `None`: all are taken.
     fn free_mark(&self) -> Option<u16> {
-        let taken: BTreeSet<u32> = self.endpoints.values().map(|endpoint| endpoint.mark.into()).collect();
+        let taken: BTreeSet<u32> =
+            self.ledger.endpoints.values().map(|endpoint| endpoint.mark.into()).collect();
         let free = (1..ORIGINS).find(|mark| !taken.contains(mark))?;
         u16::try_from(free).ok()
     }

@@ -1,0 +1,41 @@
+//! What objects say in the same words: kept once, however many pods and policies say it.
+
+use super::{
+    compact::{Labels, Shared, Text},
+    object::{NetworkPolicy, Operator, Peer, Pod, Requirement},
+};
+
+#[derive(Clone, Debug, Default)]
+pub(super) struct Words {
+    labels: Shared<Labels>,
+    texts: Shared<Text>,
+}
+
+impl Words {
+    /// Pods of one workload differ in few words.
+    pub fn share_pod(&mut self, pod: &mut Pod) {
+        self.labels.share(&mut pod.labels);
+        self.texts.share(&mut pod.key.namespace);
+        let workload = pod.workload.iter_mut().flat_map(|workload| [&mut workload.kind, &mut workload.name]);
+        pod.node.iter_mut().chain(workload).for_each(|text| self.texts.share(text));
+    }
+
+    /// Policies have their keys and values in common with one another and with pods.
+    pub fn share_policy(&mut self, policy: &mut NetworkPolicy) {
+        self.texts.share(&mut policy.key.namespace);
+        self.labels.share(&mut policy.labels);
+        let rules = [&mut policy.ingress, &mut policy.egress].into_iter().flatten().flatten();
+        let peers = rules.flat_map(|rule| &mut rule.peers).flat_map(|peer| match peer {
+            Peer::Pods { namespaces, pods } => [namespaces.as_mut(), Some(pods)],
+            Peer::Block(_) => [None, None],
+        });
+        for selector in peers.flatten().chain([&mut policy.subjects]) {
+            for Requirement { key, operator } in selector.requirements.iter_mut() {
+                self.texts.share(key);
+                if let Operator::In(values) | Operator::NotIn(values) = operator {
+                    values.iter_mut().for_each(|value| self.texts.share(value));
+                }
+            }
+        }
+    }
+}

@@ -284,7 +284,8 @@ pub struct Config {
     /// UDP port of the overlay's tunnels; pods may not send to it on a node. 0: no such port.
     pub tunnel_port_be: [u8; 2],
     pub pad: [u8; 2],
-    /// Twelve neighbouring bits of a packet's mark that belong to us; 0: packets are not marked.
+    /// Twelve neighbouring bits of a packet's mark that belong to us. Without them masquerading would hide who sends:
+    /// only benches and tests leave them out.
     pub mark_mask: u32,
 }
 const _: () = assert!(size_of::<Config>() == 8);

@@ -47,7 +47,7 @@ pub struct Settings {
     #[arg(long, env = "BULKHEAD_TUNNEL_PORT", value_name = "PORT", default_value_t = 8472)]
     pub tunnel_port: u16,
     /// Twelve neighbouring bits of packet marks by which packets to Services and nodes are known after
-    /// translation; 0: packets are not marked. Nobody else on the node may use these bits.
+    /// translation. Nobody else on the node may use these bits.
     #[arg(long, env = "BULKHEAD_MARK_MASK", value_name = "MASK", default_value = "0xfff00000",
           value_parser = mark_mask)]
     pub mark_mask: u32,
@@ -59,10 +59,10 @@ fn mark_mask(text: &str) -> Result<u32, String> {
     let mask = digits.map_or_else(|| text.parse(), |digits| u32::from_str_radix(digits, 16));
     let mask = mask.map_err(|_| "it is no 32-bit number".to_owned())?;
     let neighbours = mask.checked_shr(mask.trailing_zeros()).unwrap_or_default();
-    if mask == 0 || neighbours == ORIGINS - 1 {
+    if neighbours == ORIGINS - 1 {
         Ok(mask)
     } else {
-        Err("it is neither 0 nor twelve neighbouring bits, such as 0xfff00000".to_owned())
+        Err("it is not twelve neighbouring bits, such as 0xfff00000".to_owned())
     }
 }
 
@@ -140,14 +140,14 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_mark_mask_is_twelve_neighbouring_bits_or_none() {
+    fn a_mark_mask_is_twelve_neighbouring_bits() {
         for (text, want) in [
             ("0xfff00000", Some(0xfff0_0000)),
             ("0xfff", Some(0xfff)),
             ("4095", Some(0xfff)),
             ("0x000fff00", Some(0x000f_ff00)),
-            ("0", Some(0)),
-            ("0x0", Some(0)),
+            ("0", None),
+            ("0x0", None),
             ("0x7ff", None),
             ("0x1fff", None),
             ("0xff0f0000", None),

@@ -10,7 +10,7 @@ use lab::{Plan, until};
 
 use crate::{
     lawful, link, network,
-    stage::{Attempt, Stage, Way},
+    stage::{Attempt, LAST_PORT, Stage, Way},
     transport,
 };
 
@@ -63,7 +63,7 @@ fn what_a_pod_forges_arrives_nowhere_and_is_counted_and_logged() {
         }
         *sent.entry(attempt.reason.to_owned()).or_default() += frames;
     }
-    stage.sees_through(2);
+    stage.sees_through(LAST_PORT);
     assert_eq!(arrived(&mut stage, &attempts), BTreeSet::new(), "arrived");
     assert_eq!(uncounted, Vec::<String>::new(), "not counted");
 
@@ -99,7 +99,7 @@ fn without_bulkhead_it_arrives() {
         stage.send(&attempt.frames);
         thread::sleep(Duration::from_millis(1)); // room in the receivers' backlog
     }
-    stage.sees_through(2);
+    stage.sees_through(LAST_PORT);
     let arrived = arrived(&mut stage, &attempts);
     let seen = attempts.iter().filter(|(_, attempt)| attempt.seen);
     let want: BTreeSet<_> = seen.map(|(place, attempt)| name(&stage, *place, attempt)).collect();

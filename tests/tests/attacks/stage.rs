@@ -28,9 +28,15 @@ use nix::{
 
 use crate::frame::{Mac, ethernet, is_same, kind};
 
-pub const FAMILIES: [Family; 2] = [Family::V4, Family::V6];
+const FAMILIES: [Family; 2] = [Family::V4, Family::V6];
 pub const ARRIVES_WITHIN: Duration = Duration::from_secs(5);
-pub const ROOT: &str = "shop/root-1";
+/// From which the pod, and another one, have already said hello to the victims' echo servers.
+pub const OWN_PORT: u16 = 50_001;
+pub const NEIGHBOURS_PORT: u16 = 50_002;
+/// From which the pod says the last word.
+pub const LAST_PORT: u16 = 50_003;
+pub const HELLO: &[u8] = b"hello";
+const ROOT: &str = "shop/root-1";
 const VICTIMS: [&str; 2] = ["shop/near-1", "shop/far-2"];
 const NEIGHBOUR: &str = "shop/neighbour-1";
 
@@ -234,7 +240,11 @@ impl Stage {
         };
         let ways = ways.map(way).collect();
         let mut stage = Self { lab, root, wire, at_victims, ways };
-        stage.sees_through(1); // and every neighbour is resolved
+        stage.sees_through(OWN_PORT); // and every neighbour is resolved
+        for way in &stage.ways {
+            let hello = Packet::udp(way.neighbour.at(NEIGHBOURS_PORT), way.to.at(53), HELLO);
+            hello.send(stage.lab.pod(NEIGHBOUR).netns()).unwrap();
+        }
         stage
     }
 
@@ -245,10 +255,10 @@ impl Stage {
         }
     }
 
-    /// Sends a lawful datagram on each way and sees it arrive: whatever was sent before is through.
-    pub fn sees_through(&mut self, round: u16) {
+    /// Sends a lawful datagram from this port on each way and sees it arrive: whatever was sent before is through.
+    pub fn sees_through(&mut self, port: u16) {
         for way in &self.ways {
-            let frame = way.send(&Packet::udp(way.me.at(50_000 + round), way.to.at(53), b"last"));
+            let frame = way.send(&Packet::udp(way.me.at(port), way.to.at(53), HELLO));
             let victim = &mut self.at_victims[usize::from(!way.near)];
             self.wire.send(&frame);
             victim.await_all(&[frame], &format!("the last of all, {way:?}"));

@@ -2,7 +2,7 @@
 
 use lab::raw::{ACK, FIN, Packet, RST, SYN, Trouble};
 
-use crate::stage::{Attempt, Way};
+use crate::stage::{Attempt, HELLO, NEIGHBOURS_PORT, OWN_PORT, Way};
 
 const PSH: u8 = 0x08;
 const URG: u8 = 0x20;
@@ -15,9 +15,9 @@ pub fn attempts(way: &Way) -> Vec<Attempt> {
         way.send(&segment)
     };
     let never_sent = Packet::udp(way.to.at(53), way.me.at(45_000), b"never sent");
-    // Of a connection that others have: it was not sent to this pod.
-    let others = Packet::udp(way.to.at(53), way.neighbour.at(41_000), b"another's");
-    let own = Packet::udp(way.me.at(45_000), way.to.at(53), b"nobody's business");
+    // Both of connections that there are: an answer to another pod, and what this pod has sent itself.
+    let others = Packet::udp(way.to.at(53), way.neighbour.at(NEIGHBOURS_PORT), HELLO);
+    let own = Packet::udp(way.me.at(OWN_PORT), way.to.at(53), HELLO);
     let quoting = |quoted: &Packet| {
         [Trouble::PortUnreachable, Trouble::TimeExceeded, Trouble::TooBig(600)]
             .map(|trouble| {

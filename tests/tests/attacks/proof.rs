@@ -16,6 +16,7 @@ use crate::{
 
 /// How long a drop may wait for its record: it is aggregated for 5 s, and collected when it has been quiet for 10 s.
 const LOGGED_WITHIN: Duration = Duration::from_secs(20);
+const ETHERNET_MTU: usize = 1500;
 
 /// Every attempt on every way that it makes sense on; the way's place first.
 fn attempts(stage: &Stage) -> Vec<(usize, Attempt)> {
@@ -88,6 +89,8 @@ fn lawful_passes(stage: &mut Stage) {
         lawful::stream(&stage.root, way.to.at(80));
         lawful::datagram(&stage.root, way.me.at(0), way.to.at(53));
     }
+    // On the same node nobody has had to cut them.
+    assert!(stage.at_victims[0].largest() > 4 * ETHERNET_MTU, "{}", stage.at_victims[0].largest());
 }
 
 /// Else the first proof would prove nothing.

@@ -159,17 +159,27 @@ impl Wire {
 
     /// Whether this frame has arrived since the wire was opened.
     pub fn has_seen(&mut self, frame: &[u8]) -> bool {
+        self.read();
+        self.seen.iter().any(|seen| is_same(frame, seen))
+    }
+
+    fn read(&mut self) {
         let mut bytes = vec![0; 1 << 17];
         loop {
             match recvfrom::<LinkAddr>(self.socket.as_raw_fd(), &mut bytes) {
                 Ok((_, Some(from))) if from.pkttype() == PACKET_OUTGOING => {}
                 Ok((length, _)) => self.seen.push(bytes[..length].to_vec()),
                 Err(Errno::EINTR) => {}
-                Err(Errno::EAGAIN) => break,
+                Err(Errno::EAGAIN) => return,
                 Err(error) => panic!("{error}"),
             }
         }
-        self.seen.iter().any(|seen| is_same(frame, seen))
+    }
+
+    /// Bytes of the largest frame that has arrived: more than a link takes if it is yet to be cut.
+    pub fn largest(&mut self) -> usize {
+        self.read();
+        self.seen.iter().map(Vec::len).max().unwrap_or_default()
     }
 
     /// Waits until all of these have arrived.

@@ -280,7 +280,7 @@ fn judge<F: Family, P: Packet, T: Tables + Addresses<F>, H: At>(
         return Ok(reason);
     }
     if F::NUMBER == 4 && flow.protocol == IGMP && F::is_multicast(flow.destination) {
-        return Ok(guard::membership(site, flow)?);
+        return Ok(guard::membership(packet, site, flow)?);
     }
     guard::addresses(packet, site, flow)?;
     let reason = if flow.source == flow.destination {

@@ -1,7 +1,7 @@
 //! What a frame must be before policy is asked: a pod speaks for itself, and hears what is meant for it.
 
 use crate::{
-    abi::{IDENTITY_HOST, IDENTITY_REMOTE_NODE},
+    abi::FIRST_POD_IDENTITY,
     decide::{At, Hook, Site},
     family::{Family, V6},
     flow::Flow,
@@ -83,7 +83,8 @@ pub fn addresses<F: Family, P: Packet, T, H: At>(
     Ok(())
 }
 
-/// A pod that could speak to a node's tunnel port would put frames of its own making on the overlay.
+/// A pod that could speak to a node's tunnel port would put frames of its own making on the overlay. A node has more
+/// addresses than anybody tells us (a broadcast address is one of them), so only a known pod's is not taken for one.
 #[inline(always)]
 pub fn tunnel<F: Family, T: Tables + Addresses<F>, H: At>(
     site: &Site<T, H>,
@@ -97,22 +98,36 @@ pub fn tunnel<F: Family, T: Tables + Addresses<F>, H: At>(
         return Ok(());
     }
     match site.peer::<F>(flow.destination) {
-        Some(peer) if peer.identity == IDENTITY_HOST || peer.identity == IDENTITY_REMOTE_NODE => {
-            Err(Reason::Tunnel)
-        }
-        _ => Ok(()),
+        Some(peer) if peer.identity >= FIRST_POD_IDENTITY => Ok(()),
+        _ => Err(Reason::Tunnel),
     }
 }
 
 /// IGMP does for IPv4 what listener discovery does for IPv6: a pod reports its own memberships, and hears the
 /// bridge's queries. From no address (RFC 3376, 4.2.13) only hosts report that have none yet; a pod has one.
 #[inline(always)]
-pub fn membership<F: Family, T, H: At>(site: &Site<T, H>, flow: &Flow<F>) -> Result<Reason, Reason> {
+pub fn membership<F: Family, P: Packet, T, H: At>(
+    packet: &P,
+    site: &Site<T, H>,
+    flow: &Flow<F>,
+) -> Result<Reason, Reason> {
+    // Reports of all versions, and leaving (RFC 2236, 3376). A router's messages are not a pod's.
+    const REPORTS: [u8; 4] = [0x12, 0x16, 0x17, 0x22];
+    if H::HOOK == Hook::ToPod {
+        return Ok(Reason::Neighbour);
+    }
     let own = F::own(site.endpoint);
-    if H::HOOK == Hook::ToPod || flow.source == own && own != F::UNSPECIFIED {
+    if flow.source != own || own == F::UNSPECIFIED {
+        return Err(Reason::SourceIp);
+    }
+    if flow.at + 8 > flow.end {
+        return Err(Reason::Truncated);
+    }
+    let [kind]: [u8; 1] = packet.load(flow.at)?;
+    if kind == REPORTS[0] || kind == REPORTS[1] || kind == REPORTS[2] || kind == REPORTS[3] {
         Ok(Reason::Neighbour)
     } else {
-        Err(Reason::SourceIp)
+        Err(Reason::Multicast)
     }
 }
 
@@ -143,7 +158,8 @@ pub fn discovery<P: Packet, T, H: At>(
     let options_at = match icmp_type {
         ROUTER_ADVERTISEMENT | REDIRECT => return Err(Reason::ForbiddenIcmp6),
         MLD_REPORT | MLD_DONE | MLD_REPORT_2 if nobody || is_link_local(flow.source) => {
-            return Ok(Some(Reason::Neighbour));
+            let to_group = V6::is_multicast(flow.destination);
+            return if to_group { Ok(Some(Reason::Neighbour)) } else { Err(Reason::NeighbourClaim) };
         }
         ROUTER_SOLICITATION => 8,
         NEIGHBOUR_SOLICITATION | NEIGHBOUR_ADVERTISEMENT => 24,

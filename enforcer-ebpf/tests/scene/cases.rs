@@ -227,6 +227,10 @@ pub fn cases(v6: bool) -> Vec<Case> {
         vec![
             Packet(A, FromPod, to(A, Node).udp(1, TUNNEL), R::Tunnel),
             Packet(A, FromPod, to(A, Host).udp(1, TUNNEL), R::Tunnel),
+            // Neither is what nobody has told of as a pod's: a broadcast address, another address of a node.
+            Packet(A, FromPod, to(A, World).udp(1, TUNNEL), R::Tunnel),
+            Packet(A, FromPod, to(A, Unknown).udp(1, TUNNEL), R::Tunnel),
+            Packet(A, FromPod, to(A, Block).udp(1, TUNNEL), R::Tunnel),
             Packet(A, FromPod, to(A, Node).udp(1, TUNNEL - 1), R::Allowed),
             Packet(A, FromPod, ar.udp(1, TUNNEL), R::Allowed),
             Packet(A, ToPod, to(Host, A).udp(TUNNEL, 1), R::Allowed),

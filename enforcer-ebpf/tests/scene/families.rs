@@ -111,6 +111,7 @@ pub fn four(cases: &mut Vec<Case>) {
         frame[23] = 2;
         frame[30..34].copy_from_slice(&[224, 0, 0, 1]);
         frame.splice(34..34, [0x94, 4, 0, 0]);
+        frame[38] = 0x16;
         frame
     };
     let own = igmp(ar.udp(0, 0));
@@ -119,11 +120,19 @@ pub fn four(cases: &mut Vec<Case>) {
         frame[26..30].copy_from_slice(&source);
         frame
     };
+    let of_kind = |kind: u8| {
+        let mut frame = own.clone();
+        frame[38] = kind;
+        frame
+    };
     case(
         "group membership: the pod's own, and queries for it",
         vec![
             Packet(A, FromPod, own.clone(), R::Neighbour),
             Packet(A, ToPod, igmp(between(Remote, A, false).udp(0, 0)), R::Neighbour),
+            Packet(A, FromPod, of_kind(0x22), R::Neighbour),
+            Packet(A, FromPod, of_kind(0x11), R::Multicast),
+            Packet(A, FromPod, of_kind(0x99), R::Multicast),
             Packet(A, FromPod, from(b), R::SourceIp),
             Packet(A, FromPod, from([0; 4]), R::SourceIp),
         ],

@@ -9,3 +9,4 @@ mod network;
 mod proof;
 mod stage;
 mod transport;
+mod tunnel;

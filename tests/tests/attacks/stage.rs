@@ -86,7 +86,7 @@ impl Party {
 }
 
 /// From the pod to one victim in one family.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub struct Way {
     pub family: Family,
     /// To a pod on the same node.

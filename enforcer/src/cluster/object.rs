@@ -202,6 +202,8 @@ pub struct EndpointSlice {
     pub service: String,
     /// Of endpoints to which kube-proxy may send: ready ones, and while there are none, those that still serve.
     pub addresses: BTreeSet<IpAddr>,
+    /// Of the other endpoints: no new connection goes there, but old ones may still live.
+    pub draining: BTreeSet<IpAddr>,
     pub ports: BTreeSet<SlicePort>,
     /// Part of it cannot be read: there are backends that nobody knows (semantics 41).
     pub defective: bool,

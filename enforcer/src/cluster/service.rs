@@ -126,11 +126,18 @@ impl Services {
         slices.filter_map(|key| self.slices.get(key)).flat_map(|slice| slice.backends(of, ipv4)).collect()
     }
 
+    /// Where connections to a port of a Service may still live that began when there was a backend.
+    pub fn draining(&self, of: PortRef<'_>, ipv4: bool) -> BTreeSet<Backend> {
+        let slices = self.slices_of.get(of.service).into_iter().flatten();
+        slices.filter_map(|key| self.slices.get(key)).flat_map(|slice| slice.drained(of, ipv4)).collect()
+    }
+
     /// Whoever may stand behind a Service, by any of its ports.
     pub fn backend_addresses(&self, service: &Key) -> BTreeSet<IpAddr> {
         let slices = self.slices_of.get(service).into_iter().flatten();
         let slices = slices.filter_map(|key| self.slices.get(key));
-        slices.flat_map(|slice| slice.addresses.iter().map(|address| canonical(*address))).collect()
+        let addresses = slices.flat_map(|slice| slice.addresses.iter().chain(&slice.draining));
+        addresses.map(|address| canonical(*address)).collect()
     }
 
     pub fn slice(&self, key: &Key) -> Option<&EndpointSlice> {
@@ -218,9 +225,17 @@ impl EndpointSlice {
     }
 
     fn backends(&self, of: PortRef<'_>, ipv4: bool) -> impl Iterator<Item = Backend> {
+        self.at(&self.addresses, of, ipv4)
+    }
+
+    fn drained(&self, of: PortRef<'_>, ipv4: bool) -> impl Iterator<Item = Backend> {
+        self.at(&self.draining, of, ipv4)
+    }
+
+    fn at(&self, addresses: &BTreeSet<IpAddr>, of: PortRef<'_>, ipv4: bool) -> impl Iterator<Item = Backend> {
         let ports = self.ports.iter().filter(move |p| p.name == of.name && p.protocol == of.protocol);
         ports.flat_map(move |port| {
-            let addresses = self.addresses.iter().map(|a| canonical(*a)).filter(move |a| a.is_ipv4() == ipv4);
+            let addresses = addresses.iter().map(|a| canonical(*a)).filter(move |a| a.is_ipv4() == ipv4);
             addresses.map(|address| Backend { address, port: port.port })
         })
     }
@@ -250,6 +265,7 @@ mod tests {
             key: Key::new("shop", name),
             service: service.to_owned(),
             addresses: addresses.iter().map(|a| a.parse().expect("an address")).collect(),
+            draining: BTreeSet::new(),
             ports: [SlicePort { name: port.0.to_owned(), protocol: port.1, port: port.2 }].into(),
             defective: false,
         }

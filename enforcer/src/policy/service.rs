@@ -94,6 +94,13 @@ impl<'a> Projection<'a> {
                 others.insert(class)
             };
         }
+        // Asked about live connections: what a draining pod may have is judged later, like every pod's.
+        for backend in ports.iter().flat_map(|port| services.draining(*port, ipv4)) {
+            let Some(peer) = self.peer(backend.address).cloned() else { continue };
+            if !elsewhere && self.is_judged_later(backend.address, &peer) {
+                pods.insert(BackendClass { peer, port: backend.port });
+            }
+        }
         let defective = ports.iter().any(|port| services.is_defective(port.service));
         ServiceClass { protocol, pods, others, defective, elsewhere }
     }

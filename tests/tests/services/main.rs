@@ -4,9 +4,9 @@
 //! with traffic that it does not.
 #![expect(clippy::unwrap_used, reason = "tests")]
 
+mod edges;
 mod egress;
 mod flat;
-mod gaps;
 mod ingress;
 mod live;
 mod policed;

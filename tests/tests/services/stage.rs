@@ -16,7 +16,7 @@ use lab::{
     server::Server,
     until,
 };
-use serde_json::json;
+use serde_json::{Value, json};
 
 /// How long an answer is waited for; what comes later is asked for again if it is wanted.
 pub const SILENCE: Duration = Duration::from_millis(400);
@@ -118,6 +118,15 @@ impl Stage {
 
     /// The slices of a Service that has no selector.
     pub fn place(&self, key: &str, backends: &[(IpAddr, u16)]) {
+        self.slices(key, "", backends, true);
+    }
+
+    /// Further slices of it, of endpoints that are alive and not ready.
+    pub fn drain(&self, key: &str, backends: &[(IpAddr, u16)]) {
+        self.slices(key, "draining-", backends, false);
+    }
+
+    fn slices(&self, key: &str, kind: &str, backends: &[(IpAddr, u16)], ready: bool) {
         let (namespace, name) = key.split_once('/').unwrap();
         for (family, address_type) in [(Family::V4, "IPv4"), (Family::V6, "IPv6")] {
             let backends: Vec<_> = backends.iter().filter(|(ip, _)| family.has(*ip)).collect();
@@ -125,7 +134,7 @@ impl Stage {
             let slice = json!({
                 "apiVersion": "discovery.k8s.io/v1", "kind": "EndpointSlice",
                 "metadata": {
-                    "namespace": namespace, "name": format!("{name}-{}", address_type.to_lowercase()),
+                    "namespace": namespace, "name": format!("{name}-{kind}{}", address_type.to_lowercase()),
                     "labels": {"kubernetes.io/service-name": name},
                 },
                 "addressType": address_type,
@@ -133,7 +142,7 @@ impl Stage {
                     {"name": "web", "protocol": "TCP", "port": port},
                     {"name": "dns", "protocol": "UDP", "port": port},
                 ],
-                "endpoints": backends.iter().map(|(ip, _)| json!({"addresses": [ip]})).collect::<Vec<_>>(),
+                "endpoints": backends.iter().map(|(ip, _)| endpoint(*ip, ready)).collect::<Vec<_>>(),
             });
             self.lab.manifests().write(&slice).unwrap();
         }
@@ -275,4 +284,8 @@ fn pod(key: &str, node: u8, labels: &[(&str, &str)], port: u16) -> PodSpec {
         ]}]},
     }))
     .unwrap()
+}
+
+fn endpoint(ip: IpAddr, ready: bool) -> Value {
+    json!({"addresses": [ip], "conditions": {"ready": ready, "serving": ready, "terminating": false}})
 }

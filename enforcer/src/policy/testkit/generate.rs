@@ -238,6 +238,7 @@ impl Random {
                 key: Key::new(namespace, format!("s{number}-{slice}")),
                 service: key.name.to_string(),
                 addresses,
+                draining: BTreeSet::new(),
                 ports: (0..=self.below(2)).map(|_| port(self)).collect(),
                 defective: false,
             }));

@@ -36,6 +36,7 @@ fn service(name: &str, number: u8, targets: &[&str]) -> Vec<Object> {
             key: Key::new("shop", format!("{name}-{i}")),
             service: name.into(),
             addresses: parsed(&[address]),
+            draining: [].into(),
             ports: [SlicePort {
                 name: String::new(),
                 protocol: Protocol::Tcp,
@@ -184,6 +185,53 @@ fn what_cannot_be_read_closes_the_service() {
     let compiled = compiled(objects().into_iter().chain(slices).chain(policies), &Settings::default());
     let web = &compiled.endpoints[&Key::new("shop", "web")];
     assert_eq!(web.decide_service(&compiled.services[&frontend("10.96.0.1", 80)]), Decision::NoRule);
+}
+
+#[test]
+fn a_pod_that_gets_no_more_connections_keeps_the_service_open_for_those_it_has() {
+    // Each target is a slice of its own.
+    let pass = |drained: &[&str], selected: &str| {
+        let mut objects: Vec<_> = objects().into_iter().chain(service("s", 1, &[DB, OPS, HOST])).collect();
+        for object in &mut objects {
+            let Object::EndpointSlice(slice) = object else { continue };
+            if drained
+                .iter()
+                .any(|target| slice.addresses == parsed(&[target.split(' ').next().unwrap_or(target)]))
+            {
+                slice.draining = std::mem::take(&mut slice.addresses);
+            }
+        }
+        let policies = web_to(vec![pods(&[selected])], vec![]).into_iter().map(Object::NetworkPolicy);
+        let compiled = compiled(objects.into_iter().chain(policies), &Settings::default());
+        let web = &compiled.endpoints[&Key::new("shop", "web")];
+        matches!(web.decide_service(&compiled.services[&frontend("10.96.0.1", 80)]), Decision::Allow(_))
+    };
+    assert!(pass(&[DB, HOST], "app=db"), "its pod drains, and what is no pod is nobody's backend any more");
+    assert!(!pass(&[DB], "app=db"), "a node still is");
+    assert!(!pass(&[OPS, HOST], "app=nobody"), "no pod that may be reached");
+}
+
+/// Another node's port, for a pod of a tenant: whoever stands behind it must be within reach.
+#[test]
+fn another_nodes_port_is_open_to_a_tenant_only_if_every_backend_is() {
+    use super::shop::namespace;
+    let reached = |tenants: [(&str, Option<&str>); 2], targets: &[&str]| {
+        let spaces = tenants.map(|(name, tenant)| {
+            let labels: Vec<_> = tenant.iter().map(|tenant| ("bulkhead.io/tenant", *tenant)).collect();
+            namespace(name, &labels, None)
+        });
+        let objects = objects().into_iter().filter(|o| !matches!(o, Object::Namespace(_))).chain(spaces);
+        let compiled = compiled(objects.chain(service("s", 1, targets)), &Settings::default());
+        compiled.endpoints[&Key::new("shop", "web")].reaches(&compiled.services[&frontend("0.0.0.0", 30001)])
+    };
+    let (shop, ops) = (("shop", Some("red")), ("ops", Some("blue")));
+    assert!(reached([shop, ops], &[DB]), "its own tenant's");
+    assert!(!reached([shop, ops], &[OPS]), "another tenant's");
+    assert!(!reached([shop, ops], &[DB, OPS]), "some of another tenant");
+    assert!(reached([shop, ("ops", None)], &[DB, OPS]), "shared");
+    assert!(!reached([shop, ops], &[NOBODY]), "an unknown pod's");
+    assert!(reached([("shop", None), ops], &[OPS]), "a pod without tenant");
+    assert!(reached([shop, ops], &[OUTSIDE, HOST]), "no pods");
 }
 
 #[test]

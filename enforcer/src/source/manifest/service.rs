@@ -110,28 +110,28 @@ pub(super) fn slice(
     let service = or_note(labels, faults)?.map(|labels| labels.string(SERVICE_LABEL)).transpose();
     let service = or_note(service, faults)?.flatten().unwrap_or_default().to_owned();
     let noted = faults.len();
-    let addresses = match or_note(root.string("addressType"), faults).flatten() {
-        Some("FQDN") => BTreeSet::new(), // kube-proxy serves addresses only
+    let (addresses, draining) = match or_note(root.string("addressType"), faults).flatten() {
+        Some("FQDN") => Default::default(), // kube-proxy serves addresses only
         Some(family @ ("IPv4" | "IPv6")) => backends(root, family == "IPv4", faults),
         other => {
             let message = format!("{:?} is none of IPv4, IPv6, FQDN", other.unwrap_or_default());
             faults.push(Fault::new(&root.path.key("addressType"), message));
-            BTreeSet::new()
+            Default::default()
         }
     };
     let ports = or_note(root.list("ports"), faults).unwrap_or_default();
     let ports = ports.iter().filter_map(|at| or_note(slice_port(at), faults).flatten()).collect();
-    Some(EndpointSlice { key, service, addresses, ports, defective: faults.len() > noted })
+    Some(EndpointSlice { key, service, addresses, draining, ports, defective: faults.len() > noted })
 }
 
-fn backends(root: &Fields, ipv4: bool, faults: &mut Vec<Fault>) -> BTreeSet<IpAddr> {
-    let mut addresses = BTreeSet::new();
+/// Those that get traffic, and the others.
+fn backends(root: &Fields, ipv4: bool, faults: &mut Vec<Fault>) -> (BTreeSet<IpAddr>, BTreeSet<IpAddr>) {
+    let (mut serving, mut draining) = (BTreeSet::new(), BTreeSet::new());
     for at in or_note(root.list("endpoints"), faults).unwrap_or_default() {
         let Some(endpoint) = or_note(at.object(), faults) else { continue };
         let Some(conditions) = or_note(endpoint.decode("conditions"), faults) else { continue };
-        if !gets_traffic(&conditions.unwrap_or_default()) {
-            continue;
-        }
+        let addresses =
+            if gets_traffic(&conditions.unwrap_or_default()) { &mut serving } else { &mut draining };
         for at in or_note(endpoint.list("addresses"), faults).unwrap_or_default() {
             let Some(address) = or_note(address(&at), faults).flatten() else { continue };
             if address.is_ipv4() == ipv4 {
@@ -141,7 +141,7 @@ fn backends(root: &Fields, ipv4: bool, faults: &mut Vec<Fault>) -> BTreeSet<IpAd
             }
         }
     }
-    addresses
+    (serving, draining)
 }
 
 /// Ready, or, to which kube-proxy turns when no endpoint is ready, terminating and still serving.

@@ -25,6 +25,7 @@ fn slice(addresses: &[&str], ports: &[(&str, Protocol, u16)]) -> EndpointSlice {
         key: Key::new("shop", "web-1"),
         service: "web".into(),
         addresses: addresses.iter().map(|a| a.parse().unwrap()).collect(),
+        draining: [].into(),
         ports: ports.iter().map(port).collect(),
         defective: false,
     }
@@ -123,10 +124,13 @@ ports:
 - {name: any, port: }
 ",
     ));
-    let want = slice(
-        &["10.244.1.1", "10.244.1.2", "10.244.1.3", "10.244.1.5", "10.244.1.8"],
-        &[("http", Protocol::Tcp, 8080), ("", Protocol::Udp, 53)],
-    );
+    let want = EndpointSlice {
+        draining: ["10.244.1.4", "10.244.1.6", "10.244.1.7"].map(|a| a.parse().unwrap()).into(),
+        ..slice(
+            &["10.244.1.1", "10.244.1.2", "10.244.1.3", "10.244.1.5", "10.244.1.8"],
+            &[("http", Protocol::Tcp, 8080), ("", Protocol::Udp, 53)],
+        )
+    };
     assert_eq!((objects(&loaded), problems(&loaded)), (vec![Object::EndpointSlice(want)], vec![]));
 
     let loaded =

@@ -1,4 +1,4 @@
-//! What the agents do not do yet.
+//! Backends that drain, and tenants at another node's port.
 
 use std::{
     thread,
@@ -16,7 +16,7 @@ use crate::{
 /// kube-proxy leaves established connections alone: a backend that drains, or fails its readiness probe, keeps its
 /// conversations, and a policy that allows this backend has no reason to cut them.
 #[test]
-fn a_backend_that_leaves_its_service_keeps_its_conversations() {
+fn a_backend_that_drains_keeps_its_conversations() {
     let stage = Stage::raise(Plan::bulkhead(), ProxyMode::Iptables);
     let (client, allowed, denied) = (stage.pod("client"), stage.pod("far-a"), stage.pod("far-b"));
     let at = |pod: &Pod, port| Family::BOTH.map(|family| (pod.ip(family), port));
@@ -24,6 +24,7 @@ fn a_backend_that_leaves_its_service_keeps_its_conversations() {
     let left =
         [("only a denied backend is left", at(&denied, 9090).to_vec()), ("no backend is left", Vec::new())];
     for (when, backends) in left {
+        stage.drain("shop/moving", &[]);
         stage.place("shop/moving", &at(&allowed, 8080));
         stage.refresh();
         let start = |door, family| {
@@ -31,6 +32,7 @@ fn a_backend_that_leaves_its_service_keeps_its_conversations() {
             Stream::start(client.netns(), to, Duration::from_millis(2)).unwrap()
         };
         let streams = DOORS.map(|door| (door, Family::BOTH.map(|family| start(door, family))));
+        stage.drain("shop/moving", &at(&allowed, 8080));
         stage.place("shop/moving", &backends);
         stage.refresh();
         let changed = Instant::now();

@@ -50,6 +50,8 @@ fn a_renewed_or_stripped_overlay_device_is_guarded_again() {
     let pins: Vec<_> = pins.filter(|path| path.to_string_lossy().ends_with("-to_overlay")).collect();
     assert!(pins.len() >= 2, "{pins:?}");
     // A link goes with its last pin.
-    pins.iter().for_each(|pin| fs::remove_file(pin).unwrap());
+    for pin in &pins {
+        fs::remove_file(pin).unwrap();
+    }
     assert!(until(PATIENCE, || Ok(is_watched(&lab)), |watched| *watched).unwrap(), "after the programs went");
 }

@@ -96,8 +96,21 @@ fn directions(spec: &Fields, all_known: bool, faults: &mut Vec<Fault>) -> Direct
 /// Rules that can be read, at least in part; each knows its place in the list.
 fn rules(spec: &Fields, direction: &str, peers_key: &str, faults: &mut Vec<Fault>) -> Vec<Rule> {
     let items = or_note(spec.list(direction), faults).unwrap_or_default();
-    items.iter().enumerate().filter_map(|(index, at)| rule(index, at, peers_key, faults)).collect()
+    let mut rules: Vec<Rule> =
+        items.iter().enumerate().filter_map(|(index, at)| rule(index, at, peers_key, faults)).collect();
+    // A list of peers that slipped out of its rule leaves a rule behind that would admit everybody.
+    for (index, pair) in items.windows(2).enumerate() {
+        let is_left_empty = pair[0].value.get(peers_key).is_some_and(Value::is_null);
+        if is_left_empty && PEER_FIELDS.iter().any(|field| pair[1].value.get(field).is_some()) {
+            rules.retain(|rule| rule.index != index);
+            faults
+                .push(pair[0].fault(format!("{peers_key} is empty, and what follows looks like its peers")));
+        }
+    }
+    rules
 }
+
+const PEER_FIELDS: [&str; 3] = ["podSelector", "namespaceSelector", "ipBlock"];
 
 fn rule(index: usize, at: &At, peers_key: &str, faults: &mut Vec<Fault>) -> Option<Rule> {
     if at.value.is_null() {
@@ -129,7 +142,7 @@ fn some_of<T>(
 
 fn peer(at: &At) -> Result<Peer, Fault> {
     let fields = at.object()?;
-    if let Some(unknown) = fields.unknown(&["podSelector", "namespaceSelector", "ipBlock"]).pop() {
+    if let Some(unknown) = fields.unknown(&PEER_FIELDS).pop() {
         return Err(unknown);
     }
     let namespaces = fields.get("namespaceSelector").map(|at| selector(&at)).transpose()?;

@@ -279,6 +279,16 @@ fn what_stands_beside_an_unreadable_item_still_counts() {
     assert_eq!(problems.len(), 2);
 }
 
+#[test]
+fn peers_that_slipped_out_of_their_rule_do_not_leave_one_for_everybody() {
+    let (got, problems) = with_spec(
+        "{ingress: [{from: null}, {podSelector: {matchLabels: {a: b}}}, {from: null, ports: [{port: 5}]}]}",
+    );
+    let ports = vec![Port { protocol: Protocol::Tcp, ports: Ports::Range(5, 5) }];
+    assert_eq!(got.ingress, Some(vec![rule(2, vec![], ports)]));
+    assert_eq!(problems.len(), 2, "{problems:?}");
+}
+
 /// Direction by direction: `None` open, `Some(n)` isolated with n rules.
 #[test]
 fn an_unreadable_policy_isolates_whom_and_where_it_may_mean() {

@@ -142,7 +142,7 @@ impl<'t, T, H: At> Site<'t, T, H> {
 pub struct Denial {
     pub reason: Reason,
     pub against: bool,
-    /// It is the egress of the pod that sent the packet which was judged, after translation: see [`crate::origin`].
+    /// It is the egress of the pod that sent the packet which was judged, after translation: see the module `origin`.
     pub late: bool,
 }
 

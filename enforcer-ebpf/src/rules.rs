@@ -17,7 +17,7 @@ use crate::{
 pub struct Grant {
     pub rule: u32,
     pub identity: u32,
-    /// [`SERVICE`] or [`NODE`]: the packet goes where its destination may be translated; otherwise 0. A word, because
+    /// `SERVICE` or `NODE`: the packet goes where its destination may be translated; otherwise 0. A word, because
     /// the kernel's BTF knows no `Result` with its tag behind the fields.
     pub marked: u32,
 }
@@ -31,7 +31,7 @@ pub struct Question {
     pub direction: u8,
     /// This packet of it goes the other way, so that its source is what the connection asked for.
     pub against: bool,
-    /// Who stands behind an address of this node: see [`crate::origin`].
+    /// Who stands behind an address of this node: see the module `origin`.
     pub origin: u32,
 }
 

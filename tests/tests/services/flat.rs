@@ -11,8 +11,10 @@ use std::{
     time::Duration,
 };
 
+use bulkhead_ebpf::reason::Reason;
 use lab::{
     Family, Outcome, Plan, Pod, ProxyMode, Stream, Transport,
+    agent::Agent,
     probe::{attempt, attempt_here},
 };
 
@@ -153,6 +155,7 @@ pub fn endpoints_change_under_traffic(stage: &Stage) {
         let to = stage.at("shop/moving", Door::Cluster, family, Transport::Tcp);
         Stream::start(client.netns(), to, Duration::from_millis(1)).unwrap()
     });
+    let before_all = dropped(stage);
     let stop = Arc::new(AtomicBool::new(false));
     let askers = WAYS.map(|(family, transport)| {
         let to = stage.at("shop/moving", Door::Cluster, family, transport);
@@ -184,11 +187,11 @@ pub fn endpoints_change_under_traffic(stage: &Stage) {
         assert!(outcomes.len() > 10, "{way:?}: {}", outcomes.len());
         lost.extend(outcomes.into_iter().filter(|outcome| *outcome != Outcome::Reached).map(|o| (way, o)));
     }
-    // An nftables transaction is not quite atomic for a packet that is among the rules at that moment: it seems to
-    // look into a map whose elements have just ceased to be, and then nobody translates its connection. Seen once
-    // in some twenty runs, never with iptables.
-    let excused = usize::from(stage.mode == ProxyMode::Nftables);
-    assert!(lost.len() <= excused, "{lost:?}");
+    assert_eq!(dropped(stage), before_all, "the agents' hooks let everything through: {lost:?}");
+    // A transaction of nftables (on which iptables is built here) is not quite atomic for a packet that is among the
+    // rules at that moment: nobody translates its connection, and no hook of ours sees it again. Up to two of some
+    // five hundred connections have been seen to go that way, on a busy machine.
+    assert!(lost.len() <= 2, "{lost:?}");
     let heard =
         || Family::BOTH.map(|family| backends.each_ref().map(|pod| pod.heard_from(client.ip(family))));
     let before = heard();
@@ -203,6 +206,16 @@ pub fn endpoints_change_under_traffic(stage: &Stage) {
         let report = stream.stop();
         assert_eq!((report.broken.clone(), report.echoed), (None, report.sent), "{report:?}");
     }
+}
+
+/// Packets that the agents' programs have dropped so far, on all nodes; none without agents.
+fn dropped(stage: &Stage) -> u64 {
+    let of = |agent: &Agent| {
+        let status = agent.status().unwrap();
+        let drops = Reason::ALL.into_iter().filter(|reason| reason.is_drop());
+        drops.map(|reason| status["datapath"]["packets"][reason.name()].as_u64().unwrap()).sum::<u64>()
+    };
+    stage.lab.agents().iter().map(of).sum()
 }
 
 /// A pod's UDP socket: one address and port, whatever becomes of the other end.

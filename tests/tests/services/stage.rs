@@ -66,7 +66,6 @@ pub type Row = (&'static str, &'static str, Door, Outcome);
 
 pub struct Stage {
     pub lab: Lab,
-    pub mode: ProxyMode,
     /// What runs outside of pods: in the world, and on the nodes.
     pub world: Server,
     _nodes: Vec<Server>,
@@ -93,7 +92,7 @@ impl Stage {
         };
         let world = serve(lab.world(), 443);
         let nodes = lab.nodes().iter().map(|node| serve(node.netns(), 6443)).collect();
-        let stage = Self { lab, mode, world, _nodes: nodes };
+        let stage = Self { lab, world, _nodes: nodes };
         for (key, behind) in &SERVICES {
             stage.offer(key, behind);
         }

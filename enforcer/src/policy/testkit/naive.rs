@@ -122,15 +122,14 @@ impl<'a> Cluster<'a> {
         if !matches!(self.who(dst, node_of(source).as_deref()), Who::OtherNode) {
             return true;
         }
-        let by_number = |service: &Service| {
-            let mut ports = service.ports.iter();
-            !service.addresses.is_empty()
-                && ports.any(|p| p.node_port == Some(wanted.port) && Some(p.protocol) == wanted.protocol)
+        let is_asked = |port: &&ServicePort| {
+            port.node_port == Some(wanted.port) && Some(port.protocol) == wanted.protocol
         };
         let services =
             self.objects.iter().filter_map(|o| if let Object::Service(s) = o { Some(s) } else { None });
-        let mut backends = services.filter(|service| by_number(service)).flat_map(|service| {
-            let ports = service.ports.iter().filter(|p| p.node_port == Some(wanted.port));
+        let services = services.filter(|service| !service.addresses.is_empty());
+        let mut backends = services.flat_map(|service| {
+            let ports = service.ports.iter().filter(is_asked);
             ports.flat_map(|port| self.targets(service, port, dst.is_ipv4()))
         });
         backends.all(|(address, _)| self.tenants_allow(source, false, &self.who(address, None)))

@@ -188,10 +188,11 @@ pub fn endpoints_change_under_traffic(stage: &Stage) {
         lost.extend(outcomes.into_iter().filter(|outcome| *outcome != Outcome::Reached).map(|o| (way, o)));
     }
     assert_eq!(dropped(stage), before_all, "the agents' hooks let everything through: {lost:?}");
-    // A transaction of nftables (on which iptables is built here) is not quite atomic for a packet that is among the
-    // rules at that moment: nobody translates its connection, and no hook of ours sees it again. Up to two of some
-    // five hundred connections have been seen to go that way, on a busy machine.
-    assert!(lost.len() <= 2, "{lost:?}");
+    // The flat network has lost none in 24 runs. With agents, up to two of some five hundred connections have gone
+    // unanswered on a busy machine, dropped by no hook of ours. Why is not known: it may be a packet that is among
+    // kube-proxy's rules while they are replaced, and it may be us.
+    let excused = if stage.lab.agents().is_empty() { 0 } else { 2 };
+    assert!(lost.len() <= excused, "{lost:?}");
     let heard =
         || Family::BOTH.map(|family| backends.each_ref().map(|pod| pod.heard_from(client.ip(family))));
     let before = heard();

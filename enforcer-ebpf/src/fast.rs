@@ -3,7 +3,7 @@
 //! way ([`crate::decide`]) from the start, which comes to the same verdict for these packets too.
 
 use crate::{
-    abi::{CONN_MARKED, CONN_REPLIED, CONN_TRANSLATED, ConnKey},
+    abi::{CONN_ENDED, CONN_MARKED, CONN_REPLIED, CONN_RESET, CONN_TRANSLATED, ConnKey},
     decide::{At, Hook, Site},
     family::Family,
     flow::key,
@@ -11,6 +11,7 @@ use crate::{
     packet::{Packet, Ports, TCP, TCP_ACK, TCP_FIN, TCP_RST, TCP_SYN, UDP},
     reason::Reason,
     tables::{Addresses, Tables},
+    track::{closing, is_closed},
 };
 
 /// A packet of TCP or UDP without options, extension headers or fragments.
@@ -22,9 +23,6 @@ pub struct Plain<F: Family> {
     /// Bytes from the transport header to the packet's end.
     pub payload: u32,
 }
-
-/// What the state of such a connection may say.
-const PLAIN: u8 = CONN_REPLIED | CONN_MARKED | CONN_TRANSLATED;
 
 #[inline(always)]
 pub fn tracked<F: Family, P: Packet, T: Tables + Addresses<F>, H: At>(
@@ -43,12 +41,17 @@ pub fn tracked<F: Family, P: Packet, T: Tables + Addresses<F>, H: At>(
         return None;
     }
     let ports = plain.ports;
+    let mut flags = 0;
     match plain.protocol {
         TCP if plain.payload >= 20 => {
-            let [offset, flags]: [u8; 2] = packet.read(F::TRANSPORT + 12).ok()?;
-            if offset < 5 << 4 || flags & (TCP_SYN | TCP_FIN | TCP_RST | TCP_ACK) != TCP_ACK {
+            let [offset, read] = packet.read(F::TRANSPORT + 12).ok()?;
+            if offset < 5 << 4
+                || read & (TCP_RST | TCP_ACK) != TCP_ACK
+                || read & (TCP_SYN | TCP_FIN) == TCP_SYN | TCP_FIN
+            {
                 return None;
             }
+            flags = read;
         }
         UDP if plain.payload >= 8 => {
             if site.hook() == Hook::FromPod && ports.destination == site.tables.config().tunnel_port_be {
@@ -62,9 +65,13 @@ pub fn tracked<F: Family, P: Packet, T: Tables + Addresses<F>, H: At>(
     let conn = site.conn::<F>(&key)?;
     let own = site.hook().own_side(sender);
     let generation = site.policy.generation();
-    let state = conn.state();
-    if conn.end(own).generation() != generation || generation == 0 || state & !PLAIN != 0 {
+    let was = conn.state();
+    let state = was | closing(flags, sender);
+    if conn.end(own).generation() != generation || generation == 0 || state & CONN_RESET != 0 {
         return None;
+    }
+    if is_closed(state) && state & CONN_ENDED == 0 && conn.counter() == own {
+        return None; // to be reported
     }
     if sender == conn.opener() {
         match site.hook() {
@@ -88,8 +95,7 @@ pub fn tracked<F: Family, P: Packet, T: Tables + Addresses<F>, H: At>(
     if conn.counter() == own {
         conn.add(sender, packet.frame_len());
     }
-    if sender != conn.opener() {
-        conn.set_state(state, state | CONN_REPLIED);
-    }
+    let replied = if sender == conn.opener() { 0 } else { CONN_REPLIED };
+    conn.set_state(was, state | replied);
     Some(Reason::Tracked)
 }

@@ -8,7 +8,9 @@ use crate::{
     fast::Plain,
     flow::{Flow, key},
     origin::{answer, denied, is_current, is_endpoint, is_opener, late, origin},
-    packet::{ETHER_IPV4, ETHER_IPV6, ETHERNET_LEN, Ethernet, Packet, TCP, TCP_FIN, TCP_RST, TCP_SYN, UDP},
+    packet::{
+        ETHER_IPV4, ETHER_IPV6, ETHERNET_LEN, Ethernet, Packet, TCP, TCP_ACK, TCP_FIN, TCP_RST, TCP_SYN, UDP,
+    },
     reason::Reason,
     tables::{Addresses, Inserted, Tables, tick},
     track::{find, insert},
@@ -50,19 +52,26 @@ fn family<F: Family, P: Packet, T: Tables + Addresses<F>>(packet: &P, tables: &T
 #[inline(always)]
 fn is_judged<F: Family, P: Packet, T: Tables + Addresses<F>>(packet: &P, tables: &T) -> bool {
     let Some(Plain { source, destination, protocol, ports, .. }) = F::plain(packet) else { return false };
-    if protocol == TCP {
-        let Ok([flags]) = packet.read::<[u8; 1]>(F::TRANSPORT + 13) else { return false };
-        if flags & (TCP_SYN | TCP_FIN | TCP_RST) != 0 {
-            return false;
-        }
-    } else if protocol != UDP {
-        return false;
-    }
+    let flags = match protocol {
+        TCP => match packet.read::<[u8; 1]>(F::TRANSPORT + 13) {
+            Ok([flags]) => flags,
+            Err(_) => return false,
+        },
+        UDP => 0,
+        _ => return false,
+    };
     let (key, sender) = key::<F>(source, destination, [ports.source, ports.destination], protocol);
     let Some(conn) = Addresses::<F>::conn(tables, &key) else { return false };
-    if sender == conn.opener() && conn.state() & CONN_TRANSLATED != 0 {
-        conn.seen(tables.tick());
-        return is_current::<F, P, T>(packet, tables, conn, source);
+    if sender == conn.opener() {
+        if conn.state() & CONN_TRANSLATED != 0 {
+            if flags & (TCP_SYN | TCP_FIN | TCP_RST) != 0 {
+                return false;
+            }
+            conn.seen(tables.tick());
+            return is_current::<F, P, T>(packet, tables, conn, source);
+        }
+    } else if flags & (TCP_SYN | TCP_ACK) == TCP_SYN {
+        return false; // nobody's answer
     }
     // Through a Service a packet may come to an entry that the pod's hook does not ask about.
     let generation = conn.end(sender).generation();

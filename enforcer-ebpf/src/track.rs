@@ -232,7 +232,7 @@ fn opened<F: Family, P: Packet, T: Tables, H: At>(
         started: now,
         last_seen: tick(now),
         sides: sender as u8 | (own as u8) << 1 | birth.sides,
-        state: closing(flow, sender) | birth.state,
+        state: closing(flow.tcp_flags, sender) | birth.state,
         origin: birth.origin,
     }
 }
@@ -306,7 +306,7 @@ fn account<F: Family, P: Packet, T: Tables + Addresses<F>, H: At>(
     was: u8,
 ) {
     let Sides { sender, own, opener } = sides;
-    let mut state = was | closing(flow, sender);
+    let mut state = was | closing(flow.tcp_flags, sender);
     if sender != opener {
         state |= CONN_REPLIED;
     }
@@ -323,19 +323,19 @@ fn account<F: Family, P: Packet, T: Tables + Addresses<F>, H: At>(
 
 /// The bits of `CONN_*` that a segment from this side adds.
 #[inline(always)]
-fn closing<F: Family>(flow: &Flow<F>, sender: usize) -> u8 {
+pub fn closing(tcp_flags: u8, sender: usize) -> u8 {
     let mut bits = 0;
-    if flow.tcp_flags & TCP_RST != 0 {
+    if tcp_flags & TCP_RST != 0 {
         bits |= CONN_RESET;
     }
-    if flow.tcp_flags & TCP_FIN != 0 {
+    if tcp_flags & TCP_FIN != 0 {
         bits |= CONN_FIN << (sender & 1);
     }
     bits
 }
 
 #[inline(always)]
-fn is_closed(state: u8) -> bool {
+pub fn is_closed(state: u8) -> bool {
     const BOTH: u8 = CONN_FIN | CONN_FIN << 1;
     state & (CONN_RESET | CONN_ENDED) != 0 || state & BOTH == BOTH
 }

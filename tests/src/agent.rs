@@ -22,7 +22,7 @@ use serde_json::{Value, json};
 use crate::{binaries, node::Node};
 
 /// How long an agent may take from its start until it serves ADD.
-const READY_WITHIN: Duration = Duration::from_secs(30);
+const READY_WITHIN: Duration = Duration::from_mins(2);
 /// How long an agent may take to end after SIGTERM.
 const ENDS_WITHIN: Duration = Duration::from_secs(10);
 

@@ -35,7 +35,7 @@ enum Behind {
 
 /// Each Service offers `web` (TCP 80) and `dns` (UDP 53) and has all kinds of addresses; they follow from its
 /// place in this list.
-const SERVICES: [(&str, Behind); 11] = [
+const SERVICES: [(&str, Behind); 12] = [
     ("shop/local", Behind::Pods("app", "local")),
     ("shop/far-a", Behind::Pods("copy", "a")),
     ("shop/far-b", Behind::Pods("copy", "b")),
@@ -44,6 +44,7 @@ const SERVICES: [(&str, Behind); 11] = [
     ("shop/self", Behind::Pods("app", "client")),
     ("shop/nobody", Behind::Pods("app", "nobody")),
     ("shop/moving", Behind::Nothing),
+    ("shop/renewed", Behind::Nothing),
     ("shop/outside", Behind::World),
     ("default/kubernetes", Behind::Node(2)),
     ("default/own-node", Behind::Node(1)),

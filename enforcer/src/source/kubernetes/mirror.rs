@@ -246,15 +246,21 @@ impl Mirror {
     /// The watch knows it as well, or better, if it has come as far as this version.
     fn fetched(&mut self, kind: Kind, item: Item) {
         let watched = self.watched(kind);
-        let is_known = watched.entry(item.key()).is_some();
+        let seen_in = watched.entry(item.key()).map(|entry| entry.round);
+        let is_known = seen_in.is_some();
         if !watched.synced || (is_known && !item.version.is_after(watched.progress)) {
             return;
         }
         if !is_known && watched.progress.is_after(item.version) {
             return; // it was deleted since
         }
-        watched.ahead.insert(item.key().clone(), item.version);
+        let (key, last_list) = (item.key().clone(), watched.round.wrapping_sub(1));
+        watched.ahead.insert(key.clone(), item.version);
         self.upsert(item);
+        // A list that runs has not had it for that.
+        if let Some(entry) = self.watched(kind).entry(&key) {
+            entry.round = seen_in.unwrap_or(last_list);
+        }
     }
 
     fn upsert(&mut self, item: Item) {

@@ -135,3 +135,6 @@ async fn fetch(access: &Access, pod: &PodName, news: &mpsc::Sender<(Kind, News)>
     }
     Ok(())
 }
+
+#[cfg(test)]
+mod tests;

@@ -187,6 +187,10 @@ impl Agent {
         self.process().is_some()
     }
 
+    pub fn pid(&self) -> Result<u32> {
+        Ok(self.process().as_ref().context("the agent does not run")?.id())
+    }
+
     /// SIGKILL: no goodbye. Nothing if it does not run.
     pub fn kill9(&self) {
         if let Some(mut child) = self.process().take() {

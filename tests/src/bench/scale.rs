@@ -15,7 +15,7 @@ use serde_json::{Value, json};
 
 use crate::{
     agent::Agent,
-    apiserver::{Resource, Store},
+    apiserver::{Call, Fault, Resource, Store, What},
     plan::Plan,
     pod::PodSpec,
     topology::Lab,
@@ -76,7 +76,7 @@ pub fn run(options: &Options) -> Result<()> {
     // Everything is listed anew, while everything is known.
     let before = agent_cpu(agent)?;
     let begun = Instant::now();
-    store.compact();
+    lab.api().faults().add(Fault::new(What::Refuse(410)).at(Call::Watch).times(6));
     lab.api().proxy().restart()?;
     await_watches(&lab, |watch| watch["relists"].as_u64() >= Some(1) && watch["connected"] == true)?;
     let cpu = agent_cpu(agent)? - before;
@@ -166,7 +166,8 @@ fn memory(agent: &Agent) -> Result<String> {
         let line = status.lines().find_map(|line| line.strip_prefix(field)).context("not in /proc")?;
         Ok(line.trim_start_matches(':').trim().trim_end_matches("kB").trim().parse::<u64>()? / 1024)
     };
-    Ok(format!("{} MB resident, {} MB at most", megabytes("VmRSS")?, megabytes("VmHWM")?))
+    let (resident, most, own) = (megabytes("VmRSS")?, megabytes("VmHWM")?, megabytes("RssAnon")?);
+    Ok(format!("{resident} MB resident ({own} MB without the program's file), {most} MB at most"))
 }
 
 fn kind(kind: &str) -> Resource {

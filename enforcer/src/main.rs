@@ -64,7 +64,9 @@ fn main() -> ExitCode {
 
 /// stdout may be the flow log's.
 fn log_to_stderr() {
-    let filter = EnvFilter::try_from_env("BULKHEAD_LOG").unwrap_or_else(|_| EnvFilter::new("info"));
+    // What goes wrong with the API server is told by the source, once and not at every attempt.
+    let default = || EnvFilter::new("info,kube_client=off");
+    let filter = EnvFilter::try_from_env("BULKHEAD_LOG").unwrap_or_else(|_| default());
     tracing_subscriber::fmt()
         .with_env_filter(filter)
         .with_writer(io::stderr)

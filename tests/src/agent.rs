@@ -72,10 +72,11 @@ pub struct Agent {
 }
 
 impl Agent {
+    /// `source`: the flag and the path of where the cluster's objects come from.
     pub(crate) fn new(
         node: &Arc<Node>,
         bpffs: &Path,
-        manifests: &Path,
+        source: (&str, &Path),
         options: &AgentOptions,
     ) -> Result<Self> {
         let dir = node.dir();
@@ -83,7 +84,7 @@ impl Agent {
         fs::create_dir_all(&bpffs)?;
         let mut arguments = vec!["agent".to_owned(), "--node-name".into(), node.name()];
         for (flag, path) in [
-            ("--manifests", manifests),
+            source,
             ("--bpffs", &bpffs),
             ("--socket", &dir.join("agent.sock")),
             ("--state", &dir.join("state")),
@@ -127,6 +128,11 @@ impl Agent {
         self.await_ready()
     }
 
+    /// Starts the agent, which may be unable to serve yet.
+    pub fn start_unready(&self) -> Result<()> {
+        self.spawn()
+    }
+
     pub(crate) fn spawn(&self) -> Result<()> {
         let mut process = self.process();
         ensure!(process.is_none(), "the agent of {} already runs", self.node.name());
@@ -145,7 +151,8 @@ impl Agent {
         Ok(())
     }
 
-    pub(crate) fn await_ready(&self) -> Result<()> {
+    /// Waits until it serves.
+    pub fn await_ready(&self) -> Result<()> {
         let deadline = Instant::now() + READY_WITHIN;
         loop {
             if matches!(self.ask(&CniRequest::Status), Ok(CniAnswer::Ok)) {
@@ -178,6 +185,10 @@ impl Agent {
 
     pub fn runs(&self) -> bool {
         self.process().is_some()
+    }
+
+    pub fn pid(&self) -> Result<u32> {
+        Ok(self.process().as_ref().context("the agent does not run")?.id())
     }
 
     /// SIGKILL: no goodbye. Nothing if it does not run.

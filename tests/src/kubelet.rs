@@ -4,25 +4,32 @@ use std::{
     collections::BTreeMap,
     fs,
     path::{Path, PathBuf},
-    sync::atomic::{AtomicU32, Ordering},
+    sync::{
+        Arc,
+        atomic::{AtomicU32, Ordering},
+    },
 };
 
 use anyhow::{Context, Result};
 use serde::Deserialize;
 use serde_json::{Value, json};
 
+use crate::apiserver::ApiServer;
+
 /// A directory with one file per object. Files appear and change whole (written aside, then renamed).
 #[derive(Debug)]
 pub struct Manifests {
     dir: PathBuf,
+    /// Told everything as well.
+    api: Option<Arc<ApiServer>>,
     writes: AtomicU32,
     marks: AtomicU32,
 }
 
 impl Manifests {
-    pub(crate) fn create(dir: &Path) -> Result<Self> {
+    pub(crate) fn create(dir: &Path, api: Option<Arc<ApiServer>>) -> Result<Self> {
         fs::create_dir_all(dir)?;
-        Ok(Self { dir: dir.to_owned(), writes: AtomicU32::new(0), marks: AtomicU32::new(0) })
+        Ok(Self { dir: dir.to_owned(), api, writes: AtomicU32::new(0), marks: AtomicU32::new(0) })
     }
 
     pub fn dir(&self) -> &Path {
@@ -32,10 +39,21 @@ impl Manifests {
     /// Stores one object under its kind and name.
     pub fn write(&self, object: &Value) -> Result<()> {
         let text = serde_json::to_string_pretty(object)?; // JSON is YAML
-        self.write_text(&file_name(object)?, &text)
+        self.write_text(&file_name(object)?, &text)?;
+        if let Some(api) = &self.api {
+            api.admin().apply(object)?;
+        }
+        Ok(())
     }
 
-    /// Stores any text as a manifest file, readable or not.
+    /// The UID that the API server has given to an object, if there is one.
+    pub(crate) fn uid(&self, kind: &str, key: &str) -> Result<Option<String>> {
+        let Some(api) = &self.api else { return Ok(None) };
+        let uid = api.admin().get(kind, key)?["metadata"]["uid"].as_str().map(str::to_owned);
+        Ok(Some(uid.context("an object without a UID")?))
+    }
+
+    /// Stores any text as a manifest file, readable or not; an API server is not told of it.
     pub fn write_text(&self, file: &str, text: &str) -> Result<()> {
         let number = self.writes.fetch_add(1, Ordering::Relaxed);
         let aside = self.dir.join(format!(".write-{number}.tmp"));
@@ -56,7 +74,7 @@ impl Manifests {
         let text = fs::read_to_string(self.dir.join(&file)).with_context(|| format!("cannot read {file}"))?;
         let mut object = serde_yaml_ng::from_str(&text)?;
         change(&mut object);
-        self.write_text(&file, &serde_json::to_string_pretty(&object)?)
+        self.write(&object)
     }
 
     /// Stores one more object of a kind that nobody uses, and tells how many there are.
@@ -87,15 +105,27 @@ impl Manifests {
         let now = self.snapshot()?;
         for (name, text) in snapshot.iter().filter(|(name, text)| now.get(*name) != Some(text)) {
             self.write_text(name, text)?;
+            if let Some(api) = &self.api {
+                documents(text)?.iter().try_for_each(|object| api.admin().apply(object).map(drop))?;
+            }
         }
-        let mut new = now.keys().filter(|name| !snapshot.contains_key(*name));
-        new.try_for_each(|name| Ok(fs::remove_file(self.dir.join(name))?))
+        for (name, text) in now.iter().filter(|(name, _)| !snapshot.contains_key(*name)) {
+            fs::remove_file(self.dir.join(name))?;
+            if let Some(api) = &self.api {
+                documents(text)?.iter().try_for_each(|object| api.admin().remove(object))?;
+            }
+        }
+        Ok(())
     }
 
     /// Removes an object; `key` is `namespace/name`, or `name` for what has no namespace.
     pub fn delete(&self, kind: &str, key: &str) -> Result<()> {
         let file = file_of(kind, key);
-        fs::remove_file(self.dir.join(&file)).with_context(|| format!("cannot remove {file}"))
+        fs::remove_file(self.dir.join(&file)).with_context(|| format!("cannot remove {file}"))?;
+        if let Some(api) = &self.api {
+            api.admin().delete(kind, key)?;
+        }
+        Ok(())
     }
 }
 

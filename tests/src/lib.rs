@@ -13,6 +13,7 @@
 //! process leaves, the next lab's start (or `lab sweep`) removes.
 
 pub mod agent;
+pub mod apiserver;
 pub mod bench;
 pub mod binaries;
 pub mod chain;

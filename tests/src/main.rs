@@ -50,6 +50,10 @@ enum Lab {
     Bench(bench::Options),
     /// What a change of the cluster costs the agent, and its memory; needs no privilege
     Compiler(bench::compiler::Options),
+    /// A large cluster by way of an API server: start, memory, cost of a change
+    ApiserverScale(bench::scale::Options),
+    /// From a policy's write at the API server to the first packet that meets it
+    ApiserverLatency(bench::latency::Options),
 }
 
 #[derive(Args)]
@@ -120,6 +124,16 @@ fn run(command: Lab) -> Result<ExitCode> {
         }
         Lab::Compiler(options) => {
             bench::compiler::run(&options)?;
+            Ok(ExitCode::SUCCESS)
+        }
+        Lab::ApiserverScale(options) => {
+            leave_nothing_when_told_to_end(130)?;
+            bench::scale::run(&options)?;
+            Ok(ExitCode::SUCCESS)
+        }
+        Lab::ApiserverLatency(options) => {
+            leave_nothing_when_told_to_end(130)?;
+            bench::latency::run(&options)?;
             Ok(ExitCode::SUCCESS)
         }
         Lab::Probe(question) => {

@@ -4,6 +4,7 @@ use std::{
     fs::{self, File},
     io::Write,
     marker::PhantomData,
+    net::{SocketAddr, TcpListener},
     os::{
         fd::AsFd,
         unix::{fs::MetadataExt, process::CommandExt},
@@ -99,6 +100,18 @@ impl Netns {
             command.pre_exec(move || Ok(setns(handle.as_fd(), CloneFlags::CLONE_NEWNET)?));
         }
         Ok(command)
+    }
+
+    /// Makes listening sockets inside, from any thread.
+    pub fn listener(&self) -> Result<impl Fn(SocketAddr) -> Result<TcpListener> + Send + Sync + use<>> {
+        let handle = self.handle.try_clone()?;
+        Ok(move |at| {
+            let listen = || {
+                setns(&handle, CloneFlags::CLONE_NEWNET)?;
+                TcpListener::bind(at).with_context(|| format!("cannot listen on {at}"))
+            };
+            thread::scope(|scope| scope.spawn(listen).join()).expect("listening does not panic")
+        })
     }
 
     /// A thread that lives inside from its first to its last instruction.

@@ -54,11 +54,32 @@ impl Lab {
     /// An agent that has read one more object of a kind that it only counts has read all that was there before.
     pub fn settle(&self) -> Result<()> {
         const KIND: &str = "ConfigMap";
+        if self.has_api() {
+            return self.settle_with_api();
+        }
         let number = self.manifests().mark(KIND)?;
         for agent in self.agents() {
             let seen = |status: &Value| status["source"]["ignored"][KIND].as_u64().unwrap_or_default();
             let status = until(SETTLES_WITHIN, || agent.status(), |status| seen(status) >= number.into())?;
             ensure!(seen(&status) >= number.into(), "an agent has not seen the last change: {status:#}");
+            ensure!(status["datapath"]["error"].is_null(), "the kernel does not follow: {status:#}");
+        }
+        Ok(())
+    }
+
+    /// An agent whose watches have come as far as the last write of each kind, and that has taken in all updates of
+    /// these watches, has read all that there is.
+    fn settle_with_api(&self) -> Result<()> {
+        let written = self.api().admin().written();
+        let seen = |status: &Value| {
+            let source = &status["source"];
+            let version = |kind: &str| source["watches"][kind]["version"].as_u64().unwrap_or_default();
+            written.iter().all(|(kind, version_)| version(kind) >= *version_)
+                && source["learned"].as_u64() >= source["sent"].as_u64()
+        };
+        for agent in self.agents() {
+            let status = until(SETTLES_WITHIN, || agent.status(), |status| seen(status))?;
+            ensure!(seen(&status), "an agent has not seen the last change {written:?}: {status:#}");
             ensure!(status["datapath"]["error"].is_null(), "the kernel does not follow: {status:#}");
         }
         Ok(())

@@ -1,8 +1,15 @@
 //! What kind of lab to raise.
 
+use std::env;
+
 use anyhow::Result;
 
 use crate::{agent::AgentOptions, proxy::ProxyMode, topology::Lab};
+
+/// `LAB_SOURCE=kubernetes`: every lab with agents has an API server, whatever its test asks for.
+fn asked_for_api_server() -> bool {
+    env::var_os("LAB_SOURCE").is_some_and(|source| source == "kubernetes")
+}
 
 /// Nodes, and what is on each of them.
 #[derive(Clone, Debug)]
@@ -11,12 +18,13 @@ pub struct Plan {
     pub(crate) agent: Option<AgentOptions>,
     pub(crate) proxy: Option<ProxyMode>,
     pub(crate) bridge_nf: Option<bool>,
+    pub(crate) api_server: bool,
 }
 
 impl Plan {
     /// Flannel alone: every pod reaches every pod.
     pub fn flat() -> Self {
-        Self { nodes: 2, agent: None, proxy: None, bridge_nf: None }
+        Self { nodes: 2, agent: None, proxy: None, bridge_nf: None, api_server: asked_for_api_server() }
     }
 
     /// With an agent on each node and `bulkhead-cni` last in the chain.
@@ -49,6 +57,13 @@ impl Plan {
     #[must_use]
     pub fn bridge_nf(mut self, on: bool) -> Self {
         self.bridge_nf = Some(on);
+        self
+    }
+
+    /// The agents watch an API server, which is told all that goes into the lab's manifests.
+    #[must_use]
+    pub fn api_server(mut self) -> Self {
+        self.api_server = true;
         self
     }
 

@@ -156,7 +156,7 @@ impl Pod {
         start: Start<'_>,
     ) -> Result<Self> {
         let netns = Netns::create(netns)?;
-        let attachment = Attachment {
+        let mut attachment = Attachment {
             container: format!("{}-{}", netns.name(), spec.name()),
             netns: netns.path(),
             namespace: spec.namespace().to_owned(),
@@ -164,6 +164,9 @@ impl Pod {
             uid: format!("uid-{}", netns.name()),
         };
         manifests.write(&spec.pending(&attachment.uid))?;
+        if let Some(uid) = manifests.uid("Pod", &spec.key())? {
+            attachment.uid = uid;
+        }
         if let Some(act) = start.before_add {
             act(&netns);
         }

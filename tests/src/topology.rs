@@ -4,6 +4,7 @@
 use std::{
     collections::BTreeMap,
     fs::{self, File, TryLockError},
+    net::SocketAddr,
     path::{Path, PathBuf},
     sync::{
         Arc, Mutex,
@@ -17,6 +18,7 @@ use nix::mount::{MntFlags, MsFlags, mount, umount2};
 
 use crate::{
     agent::Agent,
+    apiserver::ApiServer,
     binaries,
     chain::Chain,
     kubelet::Manifests,
@@ -29,6 +31,8 @@ use crate::{
 
 /// One directory per lab; a lab lives as long as a process holds the lock on its `owner` file.
 pub const LABS_DIR: &str = "/run/bulkhead-lab";
+/// Where the API server listens.
+const API_PORT: u16 = 6443;
 /// File in the directory of a lab that was left running on purpose.
 const KEPT: &str = "kept";
 
@@ -44,6 +48,7 @@ pub struct Lab {
     nodes: Vec<Arc<Node>>,
     world: Netns,
     manifests: Manifests,
+    api: Option<Arc<ApiServer>>,
     pod_numbers: AtomicU32,
     dir: LabDir,
 }
@@ -53,8 +58,10 @@ impl Lab {
         require_root()?;
         sweep();
         let dir = LabDir::create()?;
-        let manifests = Manifests::create(&dir.path.join("manifests"))?;
         let world = underlay(&dir.name)?;
+        let api =
+            (plan.api_server && plan.agent.is_some()).then(|| api_server(&dir.path, &world)).transpose()?;
+        let manifests = Manifests::create(&dir.path.join("manifests"), api.clone())?;
         let nodes = (1..=plan.nodes)
             .map(|number| Ok(Arc::new(Node::create(number, &dir.name, &dir.path, &world)?)))
             .collect::<Result<Vec<_>>>()?;
@@ -69,9 +76,14 @@ impl Lab {
             None => Vec::new(),
             Some(options) => {
                 dir.mount_bpffs()?;
+                let kubeconfig = api.as_ref().map(|api| api.kubeconfig(&dir.path)).transpose()?;
+                let source = match &kubeconfig {
+                    Some(kubeconfig) => ("--kubeconfig", kubeconfig.path.as_path()),
+                    None => ("--manifests", manifests.dir()),
+                };
                 let agents = nodes
                     .iter()
-                    .map(|node| Agent::new(node, &dir.bpffs(), manifests.dir(), options))
+                    .map(|node| Agent::new(node, &dir.bpffs(), source, options))
                     .collect::<Result<Vec<_>>>()?;
                 agents.iter().try_for_each(Agent::spawn)?;
                 agents.iter().try_for_each(Agent::await_ready)?;
@@ -98,6 +110,7 @@ impl Lab {
             nodes,
             world,
             manifests,
+            api,
             pod_numbers: AtomicU32::new(0),
             dir,
         })
@@ -145,6 +158,15 @@ impl Lab {
 
     pub fn manifests(&self) -> &Manifests {
         &self.manifests
+    }
+
+    /// If the plan has one.
+    pub fn api(&self) -> &ApiServer {
+        self.api.as_ref().expect("the plan has an API server")
+    }
+
+    pub(crate) fn has_api(&self) -> bool {
+        self.api.is_some()
     }
 
     /// Starts a pod the way the kubelet does: scheduled, wired by CNI ADD, then Running.
@@ -304,6 +326,12 @@ fn remove_lab(name: &str) {
     let dir = Path::new(LABS_DIR).join(name);
     let _ = umount2(&dir.join("bpf"), MntFlags::MNT_DETACH);
     let _ = fs::remove_dir_all(&dir);
+}
+
+/// Agents reach it at an address of the world.
+fn api_server(dir: &Path, world: &Netns) -> Result<Arc<ApiServer>> {
+    let at = SocketAddr::from((WORLD_V4, API_PORT));
+    Ok(Arc::new(ApiServer::start_at(dir, at, Arc::new(world.listener()?))?))
 }
 
 fn underlay(lab: &str) -> Result<Netns> {

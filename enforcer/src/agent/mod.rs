@@ -1,12 +1,13 @@
 //! The node agent: sources, CNI and clocks speak to one task that owns everything.
 //!
 //! ```text
-//! manifests ─ Update ─▶ ┐
+//! source ──── Update ─▶ ┐
 //! socket ─── Command ─▶ ├ run: Node (index, endpoints, kernel) ─▶ Names ─▶ flow pipeline ─▶ records
 //! clock ──── tick ────▶ ┘                                                     ▲ ring buffer
 //! ```
 //! Killed at any moment, it leaves programs, maps and links pinned and the node enforcing (fail static);
 //! the next start takes them over.
+mod admission;
 mod connections;
 mod local;
 mod names;
@@ -21,7 +22,7 @@ use std::{
 };
 
 use anyhow::Context;
-use bulkhead_cni::protocol::{AttachmentId, CniAnswer, CniRequest, Sandbox};
+use bulkhead_cni::protocol::{CniAnswer, CniRequest};
 use serde_json::Value;
 use tokio::{
     signal::unix::{SignalKind, signal},
@@ -30,36 +31,20 @@ use tokio::{
 };
 
 use self::{
-    names::Publisher,
-    node::{Node, NotAdded},
-    overlay::Netlink,
-    settings::Settings,
-    status::Status,
+    admission::Admission, names::Publisher, node::Node, overlay::Netlink, settings::Settings, status::Status,
 };
 use crate::{
     api::{self, FlowQuery},
     flow::{Pipeline, names::Names, reader::KernelEvents},
-    source::manifest::Watcher,
+    source::running::Source,
 };
 
 /// How often what nobody tells us is looked at: addresses, idle connections, stale pins.
 const TICK: Duration = Duration::from_secs(2);
-/// How long an ADD waits for its Pod object. The plugin's own deadline (10 s) is longer, so that the
-/// answer, not a timeout, says why.
-const POD_WAIT: Duration = Duration::from_secs(4);
-
 /// What the socket asks of the owner task.
 enum Command {
     Cni(Box<CniRequest>, oneshot::Sender<CniAnswer>),
     Status(oneshot::Sender<Status>),
-}
-
-/// An ADD whose pod is not known yet.
-struct Waiting {
-    attachment: AttachmentId,
-    sandbox: Sandbox,
-    since: Instant,
-    answer: oneshot::Sender<CniAnswer>,
 }
 
 /// Runs until SIGTERM or SIGINT. The node keeps enforcing afterwards.
@@ -69,8 +54,10 @@ pub async fn run(settings: Settings) -> anyhow::Result<()> {
         .with_context(|| format!("cannot make {}", settings.state.display()))?;
     let (names, names_seen) = watch::channel(Arc::new(Names::default()));
     let (updates_in, mut updates) = mpsc::channel(16);
-    let watcher = Watcher::start(&settings.manifests, updates_in)?;
-    let (mut node, mut ebpf) = Node::open(&settings, Publisher::new(names, watcher))?;
+    let (fetched_in, mut fetched) = mpsc::channel(64);
+    let source = Source::start(&settings.source(), &settings.node_name, updates_in, fetched_in).await?;
+    let publisher = Publisher::new(names, source.watcher().cloned());
+    let (mut node, mut ebpf) = Node::open(&settings, publisher)?;
     let ring = crate::datapath::kernel::take_ring(&mut ebpf)?;
     drop(ebpf); // maps and programs live on: pinned, and held by `node`
 
@@ -86,30 +73,35 @@ pub async fn run(settings: Settings) -> anyhow::Result<()> {
     let mut interrupt = signal(SignalKind::interrupt())?;
     let mut clock = interval(TICK);
     clock.set_missed_tick_behavior(MissedTickBehavior::Delay);
-    let mut waiting: Vec<Waiting> = Vec::new();
+    let mut admission = Admission::default();
     let netlink = Netlink::connect().context("cannot talk to the kernel about routes")?;
     node.follow_links(netlink.links().await.context("routes cannot be read")?);
     loop {
         tokio::select! {
             update = updates.recv() => {
-                node.learn(update.context("the watch on the manifests ended")?);
-                retry(&mut waiting, &mut node);
+                node.learn(update.context("the source of the cluster's objects ended")?);
+                admission.retry(&mut node, &source);
+            }
+            Some(fetched) = fetched.recv() => {
+                admission.fetched(&fetched);
+                admission.retry(&mut node, &source);
             }
             command = commands.recv() => match command.context("the socket's task ended")? {
                 Command::Cni(request, answer) => match *request {
                     CniRequest::Add { attachment, sandbox } => {
-                        waiting.push(Waiting { attachment, sandbox, since: Instant::now(), answer });
-                        retry(&mut waiting, &mut node);
+                        admission.add(attachment, sandbox, &source, answer);
+                        admission.retry(&mut node, &source);
                     }
                     request => {
                         if let CniRequest::Del { attachment } = &request {
-                            waiting.retain(|add| add.attachment != *attachment);
+                            admission.forget(attachment);
                         }
                         let _ = answer.send(node.answer(request)); // the client may have gone
                     }
                 },
                 Command::Status(answer) => {
                     let mut status = Status::of(&node, &settings);
+                    status.source.describe(&source);
                     status.uptime_seconds = started.elapsed().as_secs();
                     status.flows = status::Flows::of(flows.pipeline.counters());
                     let _ = answer.send(status);
@@ -121,7 +113,7 @@ pub async fn run(settings: Settings) -> anyhow::Result<()> {
                     Err(error) => tracing::warn!(%error, "routes cannot be read"),
                 }
                 node.tick();
-                retry(&mut waiting, &mut node);
+                admission.retry(&mut node, &source);
                 node.sweep_connections(&flows.pipeline);
             }
             _ = terminate.recv() => break,
@@ -131,7 +123,7 @@ pub async fn run(settings: Settings) -> anyhow::Result<()> {
     tracing::info!("agent stops; the node keeps enforcing");
     server.abort();
     let _ = std::fs::remove_file(&settings.socket); // a plugin then knows at once that nobody is there
-    drop(updates); // ends the watcher's thread
+    drop(updates); // ends the source
     flows.stop().await;
     Ok(())
 }
@@ -162,24 +154,5 @@ impl api::Handler for Handler {
 
     async fn flows(&self, query: FlowQuery) -> Result<mpsc::Receiver<Value>, String> {
         self.flows.ring().answer(query)
-    }
-}
-
-/// Answers the ADDs that can be answered by now.
-fn retry(waiting: &mut Vec<Waiting>, node: &mut Node) {
-    for add in std::mem::take(waiting) {
-        let answer = match node.add(&add.attachment, &add.sandbox) {
-            Ok(()) => CniAnswer::Ok,
-            Err(NotAdded::Answer(answer)) => answer,
-            Err(NotAdded::Unknown(_)) if add.since.elapsed() < POD_WAIT => {
-                waiting.push(add);
-                continue;
-            }
-            Err(NotAdded::Unknown(message)) => CniAnswer::TryAgain { message },
-        };
-        if add.answer.send(answer).is_err() {
-            // The plugin gave up, and the runtime will call DEL.
-            tracing::warn!(container = add.attachment.container, "nobody waits for this ADD any more");
-        }
     }
 }

@@ -26,7 +26,8 @@ use crate::{
 /// Where the flow task gets its names, and where policies were written.
 pub struct Publisher {
     names: watch::Sender<Arc<Names>>,
-    watcher: Watcher,
+    /// Where policies are in files.
+    watcher: Option<Watcher>,
     /// Grants below this number have been told; `None`: what the last snapshot lacks is not known.
     told: Option<u32>,
     services: ServiceNames,
@@ -35,7 +36,7 @@ pub struct Publisher {
 }
 
 impl Publisher {
-    pub fn new(names: watch::Sender<Arc<Names>>, watcher: Watcher) -> Self {
+    pub fn new(names: watch::Sender<Arc<Names>>, watcher: Option<Watcher>) -> Self {
         Self { names, watcher, told: None, services: ServiceNames::default(), moved: false }
     }
 
@@ -57,7 +58,7 @@ impl Publisher {
 
     fn info(&self, policy: &NetworkPolicy) -> Arc<PolicyInfo> {
         let reference = ObjectRef { kind: Kind::NetworkPolicy, key: policy.key.clone() };
-        let place = self.watcher.origin(&reference);
+        let place = self.watcher.as_ref().and_then(|watcher| watcher.origin(&reference));
         let place = place.map(|o| Place { file: o.file.display().to_string(), line: o.line });
         Arc::new(PolicyInfo { labels: policy.labels.clone(), place })
     }

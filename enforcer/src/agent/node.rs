@@ -62,6 +62,8 @@ pub struct Node {
 /// What the source said last.
 #[derive(Debug, Default)]
 pub struct SourceState {
+    /// Updates so far.
+    pub learned: u64,
     pub synced: bool,
     pub problems: Vec<Problem>,
     pub ignored: BTreeMap<String, usize>,
@@ -193,8 +195,12 @@ impl Node {
                 Change::Delete(object) => self.index.delete(&object),
             };
         }
-        self.source =
-            SourceState { synced: update.synced, problems: update.problems, ignored: update.ignored };
+        self.source = SourceState {
+            learned: self.source.learned + 1,
+            synced: update.synced,
+            problems: update.problems,
+            ignored: update.ignored,
+        };
         self.names.look_again();
         if of_nodes {
             self.guard_ways(); // before anything is opened that is to be judged there
@@ -280,6 +286,11 @@ impl Node {
             None => return Err(NotAdded::Unknown(format!("pod {key} is not known yet"))),
             Some(pod) if pod.host_network => {
                 return Err(refuse(INVALID_CONFIGURATION, "a host-network pod has no interface of its own"));
+            }
+            // As when a StatefulSet's pod is made again under its name: what is known is the old one.
+            Some(pod) if matches!((&pod.uid, &name.uid), (Some(known), Some(wanted)) if **known != **wanted) =>
+            {
+                return Err(NotAdded::Unknown(format!("only an earlier pod {key} is known yet")));
             }
             Some(_) => {}
         }

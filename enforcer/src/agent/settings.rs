@@ -11,18 +11,22 @@ use crate::{
         export::{FileSettings, Target},
     },
     policy,
+    source::running::Choice,
 };
 
-/// Everything has a default except where the cluster's objects come from.
+/// Everything has a default.
 #[derive(Clone, Debug, Args)]
 pub struct Settings {
     /// Name of this node as in the Pods' `spec.nodeName`; default: the host name.
     #[arg(long, env = "BULKHEAD_NODE_NAME", default_value_t = host_name())]
     pub node_name: String,
     /// Directory of Kubernetes manifests (Namespaces, Pods, Nodes, `NetworkPolicies`,
-    /// Services, `EndpointSlices`); watched.
-    #[arg(long, env = "BULKHEAD_MANIFESTS", value_name = "DIR")]
-    pub manifests: PathBuf,
+    /// Services, `EndpointSlices`), which is watched instead of an API server.
+    #[arg(long, env = "BULKHEAD_MANIFESTS", value_name = "DIR", conflicts_with = "kubeconfig")]
+    pub manifests: Option<PathBuf>,
+    /// How to reach the API server; default: the service account of the pod that the agent runs in.
+    #[arg(long, env = "BULKHEAD_KUBECONFIG", value_name = "FILE")]
+    pub kubeconfig: Option<PathBuf>,
     /// Directory on a bpffs for the pins of programs, maps and links.
     #[arg(long, env = "BULKHEAD_BPFFS", value_name = "DIR", default_value = "/sys/fs/bpf/bulkhead")]
     pub bpffs: PathBuf,
@@ -51,6 +55,15 @@ pub struct Settings {
     #[arg(long, env = "BULKHEAD_MARK_MASK", value_name = "MASK", default_value = "0xfff00000",
           value_parser = mark_mask)]
     pub mark_mask: u32,
+}
+
+impl Settings {
+    pub fn source(&self) -> Choice {
+        match &self.manifests {
+            Some(directory) => Choice::Manifests(directory.clone()),
+            None => Choice::Kubernetes { kubeconfig: self.kubeconfig.clone() },
+        }
+    }
 }
 
 /// Decimal, or hexadecimal after `0x`.

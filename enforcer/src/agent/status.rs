@@ -10,7 +10,12 @@ use comfy_table::{ContentArrangement, Table, presets};
 use serde::{Deserialize, Serialize};
 
 use super::{node::Node, overlay::Way, settings::Settings};
-use crate::{flow::Counters, policy::model::DirectionRules};
+use crate::{
+    cluster::object::Kind,
+    flow::Counters,
+    policy::model::DirectionRules,
+    source::{self, kubernetes::WatchStatus},
+};
 
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", default)]
@@ -33,8 +38,15 @@ pub struct Status {
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", default)]
 pub struct Source {
+    /// `manifests` or `kubernetes`.
     pub kind: String,
+    /// Directory, or address of the API server.
     pub path: String,
+    /// How the API server's watches do, by kind of object.
+    pub watches: BTreeMap<Kind, WatchStatus>,
+    /// Updates that the API server's watches have led to, and how many of them have been taken in.
+    pub sent: Option<u64>,
+    pub learned: u64,
     /// Everything was read once; nothing is enforced anew before.
     pub synced: bool,
     /// Objects in force, by kind.
@@ -133,6 +145,14 @@ impl Flows {
     }
 }
 
+impl Source {
+    pub fn describe(&mut self, source: &source::running::Source) {
+        // What was sent is read last: all that these versions stand for is in it.
+        (self.kind, self.path, self.watches) = (source.name().to_owned(), source.place(), source.watches());
+        self.sent = source.sent();
+    }
+}
+
 impl Status {
     pub fn of(node: &Node, settings: &Settings) -> Self {
         let index = &node.index;
@@ -151,10 +171,10 @@ impl Status {
             source: Source {
                 synced: node.source.synced,
                 objects: objects.into_iter().map(|(kind, n)| (kind.to_owned(), n)).collect(),
+                learned: node.source.learned,
                 problems: node.source.problems.iter().map(ToString::to_string).collect(),
                 ignored: node.source.ignored.clone(),
-                kind: "manifests".to_owned(),
-                path: settings.manifests.display().to_string(),
+                ..Source::default()
             },
             chain: Chain::read(&settings.cni_conf_dir),
             endpoints: node.endpoints.iter().map(|endpoint| Endpoint::of(node, endpoint)).collect(),
@@ -174,6 +194,9 @@ impl Status {
         line("Node", format!("{} (bulkhead {}, up {} s)", self.node, self.version, self.uptime_seconds));
         let synced = if self.source.synced { "in sync" } else { "not read yet" };
         line("Source", format!("{} {}: {synced}", self.source.kind, self.source.path));
+        for (kind, watch) in &self.source.watches {
+            line("Watch", format!("{kind}: {}", watch.summary()));
+        }
         line("Objects", counts(&self.source.objects));
         if !self.source.ignored.is_empty() {
             line("Ignored", counts(&self.source.ignored));

@@ -33,7 +33,7 @@ impl fmt::Display for Key {
     }
 }
 
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub enum Object {
     Namespace(Namespace),
     Pod(Pod),
@@ -89,7 +89,7 @@ impl Object {
     }
 }
 
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
 pub struct Namespace {
     pub name: String,
     /// Always with [`NAMESPACE_NAME_LABEL`].
@@ -97,9 +97,12 @@ pub struct Namespace {
     pub annotations: Labels,
 }
 
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct Pod {
     pub key: Key,
+    /// What tells a pod from an earlier one of the same name, as the kubelet tells CNI. A source may leave it out
+    /// for pods of other nodes.
+    pub uid: Option<Text>,
     pub labels: Labels,
     /// `spec.nodeName`; `None`: not scheduled.
     pub node: Option<Text>,
@@ -114,7 +117,7 @@ pub struct Pod {
     pub workload: Option<Workload>,
 }
 
-#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 pub struct Workload {
     pub kind: Text,
     pub name: Text,
@@ -128,7 +131,7 @@ pub struct ContainerPort {
     pub port: u16,
 }
 
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
 pub struct Node {
     pub name: String,
     /// `status.addresses` of types `InternalIP` and `ExternalIP`, and flannel's public-ip annotations.
@@ -176,7 +179,7 @@ impl fmt::Display for Protocol {
 
 /// A Service that kube-proxy translates. One without a cluster address (headless, `ExternalName`) has no
 /// addresses here: kube-proxy leaves it alone, and so do we.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct Service {
     pub key: Key,
     /// `spec.clusterIPs`, `spec.externalIPs` and those of `status.loadBalancer` that nodes translate themselves.
@@ -195,7 +198,7 @@ pub struct ServicePort {
 }
 
 /// Some of the backends of one Service.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct EndpointSlice {
     pub key: Key,
     /// Name of the Service, in the slice's own namespace.
@@ -216,7 +219,7 @@ pub struct SlicePort {
     pub port: u16,
 }
 
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct NetworkPolicy {
     pub key: Key,
     pub labels: Labels,

@@ -9,7 +9,10 @@ use serde::{Deserialize, Serialize};
 
 use crate::cluster::object::{Kind, Object, ObjectRef};
 
+pub mod kubernetes;
 pub mod manifest;
+mod object;
+pub mod running;
 
 /// One settled step of the cluster's state: all its changes are to be applied together.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -39,12 +42,31 @@ impl Change {
     }
 }
 
+/// Where an object is described.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+pub enum Place {
+    File {
+        path: PathBuf,
+        /// From 1; 0 when the file as a whole is meant.
+        line: usize,
+    },
+    ApiServer,
+}
+
+impl fmt::Display for Place {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::File { path, line: 0 } => write!(f, "{}", path.display()),
+            Self::File { path, line } => write!(f, "{}:{line}", path.display()),
+            Self::ApiServer => f.write_str("API server"),
+        }
+    }
+}
+
 /// Something that could not be read or honoured, where it is, and what that does to enforcement.
-#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 pub struct Problem {
-    pub file: PathBuf,
-    /// From 1; 0 when the file as a whole is meant.
-    pub line: usize,
+    pub place: Place,
     /// The object, when its kind and name can be read.
     pub object: Option<ObjectRef>,
     /// Path inside the object, such as `spec.ingress[0].ports[1].endPort`.
@@ -56,10 +78,7 @@ pub struct Problem {
 
 impl fmt::Display for Problem {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}", self.file.display())?;
-        if self.line > 0 {
-            write!(f, ":{}", self.line)?;
-        }
+        write!(f, "{}", self.place)?;
         if let Some(object) = &self.object {
             write!(f, ": {object}")?;
         }

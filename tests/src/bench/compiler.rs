@@ -239,6 +239,7 @@ impl Bench {
         let rare = (number % 10_000 == 77).then(|| ("rare", "yes".to_owned()));
         Pod {
             key: Key::new(format!("ns-{space}"), format!("app-{app}-{:08x}-{number:05x}", space * 31 + app)),
+            uid: None,
             labels: labels.into_iter().chain(rare).map(|(k, v)| (k.to_owned(), v)).collect(),
             node: Some(format!("node-{node}").into()),
             host_network: false,

@@ -13,9 +13,11 @@ pub mod bpf;
 pub mod compiler;
 pub mod cpu;
 pub mod kernel;
+pub mod latency;
 pub mod live;
 pub mod mode;
 pub mod report;
+pub mod scale;
 pub mod start;
 pub mod work;
 

@@ -118,6 +118,7 @@ fn cluster(policies: &[NetworkPolicy]) -> Index {
     ] {
         index.apply(Object::Pod(Pod {
             key: Key::new(namespace, name),
+            uid: None,
             labels: [("app", name), ("tier", if name == "db" { "back" } else { "front" })]
                 .map(|(k, v)| (k.to_owned(), v.to_owned()))
                 .into(),

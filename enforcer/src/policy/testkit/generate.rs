@@ -192,6 +192,7 @@ impl Random {
         };
         Pod {
             key: Key::new(self.pick(&NAMESPACES), format!("p{number}")),
+            uid: None,
             labels: self.labels(&["app", "tier", "noise"]),
             node: node.map(|i| format!("n{i}").into()),
             host_network,

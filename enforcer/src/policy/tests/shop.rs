@@ -95,6 +95,7 @@ pub fn pod(
     };
     Pod {
         key: key(name),
+        uid: None,
         labels: pairs(labels),
         node: Some(node.into()),
         host_network: false,

@@ -2,17 +2,22 @@
 
 use std::path::Path as FilePath;
 
-use serde_json::{Map, Value};
+use serde_json::Value;
 
 use super::{
     Loaded, Located, Origin,
-    fields::{At, Fault, Fields, kind_of, or_note},
-    inventory, policy, service, syntax,
-    text::{Document, Path, Unreadable},
+    text::{Document, Unreadable},
 };
 use crate::{
-    cluster::object::{Key, Kind, Object, ObjectRef},
-    source::Problem,
+    cluster::object::{Kind, ObjectRef},
+    source::{
+        Place, Problem,
+        object::{
+            self,
+            fields::{At, Fault, Fields, kind_of},
+            path::Path,
+        },
+    },
 };
 
 /// Finding a line costs a pass over the document: faults beyond this number are told with the document's line.
@@ -21,8 +26,6 @@ const MAX_LINES_FOUND: usize = 100;
 /// How deep lists may hold lists.
 const MAX_LISTS: usize = 4;
 
-const PARTLY_READ: &str = "the rest of the object is used";
-const SERVICE_CLOSED: &str = "egress policies admit nothing to its Service";
 const LEFT_OUT: &str = "the object is left out";
 
 pub(super) fn read(file: &FilePath, document: &Document, loaded: &mut Loaded) {
@@ -31,8 +34,8 @@ pub(super) fn read(file: &FilePath, document: &Document, loaded: &mut Loaded) {
         Ok(value) => reader.item(&At { value: &value, path: Path::default() }, None, 0),
         Err(Unreadable { line, message }) => {
             let effect = "the document is left out".to_owned();
-            let file = file.to_owned();
-            reader.loaded.problems.push(Problem { file, line, object: None, field: None, message, effect });
+            let place = Place::File { path: file.to_owned(), line };
+            reader.loaded.problems.push(Problem { place, object: None, field: None, message, effect });
             reader.loaded.lost.insert(None);
         }
     }
@@ -107,104 +110,19 @@ impl Reader<'_, '_> {
             let message = format!("{version:?} is not {expected}, the version of a {kind}");
             faults.push(Fault::new(&root.path.key("apiVersion"), message));
         }
-        let nothing = &Map::new();
-        let metadata = match root.get("metadata").map(|at| at.object()).transpose() {
-            Ok(Some(metadata)) => metadata,
-            Ok(None) => Fields { map: nothing, path: root.path.key("metadata") },
-            Err(fault) => {
-                faults.push(fault);
-                Fields { map: nothing, path: root.path.key("metadata") }
-            }
-        };
-        match ours {
-            Kind::NetworkPolicy => self.policy(root, &metadata, faults),
-            ours => self.inventory(ours, root, &metadata, faults),
+        let origin = self.origin();
+        let read = object::read(ours, root, faults, || format!("unnamed ({origin})"));
+        for fault in &read.faults {
+            self.problem(read.reference.as_ref(), fault, &read.effect);
         }
-    }
-
-    fn inventory(&mut self, kind: Kind, root: &Fields, metadata: &Fields, mut faults: Vec<Fault>) {
-        let namespace = match kind {
-            Kind::Namespace | Kind::Node => Ok(String::new()),
-            _ => namespace(metadata).map(str::to_owned),
-        };
-        let name = metadata.string("name").and_then(|name| {
-            let missing = || Fault::new(&metadata.path.key("name"), "the object has no name");
-            let name = name.filter(|n| !n.is_empty()).ok_or_else(missing)?;
-            syntax::subdomain(name).map_err(|e| Fault::new(&metadata.path.key("name"), e))?;
-            Ok(name.to_owned())
-        });
-        let key = match (namespace, name) {
-            (Ok(namespace), Ok(name)) => Key::new(namespace, name),
-            (Err(fault), _) | (_, Err(fault)) => return self.lose(None, &fault),
-        };
-        let reference = ObjectRef { kind, key: key.clone() };
-        let mut effect = PARTLY_READ;
-        let object = match kind {
-            Kind::Namespace => {
-                inventory::namespace(metadata, key.name.to_string(), &mut faults).map(Object::Namespace)
-            }
-            Kind::Pod => inventory::pod(root, metadata, key, &mut faults).map(Object::Pod),
-            Kind::Service => service::service(root, key, &mut faults).map(Object::Service),
-            Kind::EndpointSlice => {
-                effect = SERVICE_CLOSED;
-                service::slice(root, metadata, key, &mut faults).map(Object::EndpointSlice)
-            }
-            _ => Some(Object::Node(inventory::node(root, metadata, key.name.to_string(), &mut faults))),
-        };
-        match object {
-            Some(object) => {
-                for fault in &faults {
-                    self.problem(Some(&reference), fault, effect);
-                }
-                self.keep(object);
-            }
-            None => faults.iter().for_each(|fault| self.lose(Some(&reference), fault)),
+        match read.object {
+            Some(object) => self.loaded.objects.push(Located { object, origin }),
+            None => _ = self.loaded.lost.insert(read.reference),
         }
-    }
-
-    /// A policy is never left out: what it isolates stays isolated, under whatever name it has.
-    fn policy(&mut self, root: &Fields, metadata: &Fields, mut faults: Vec<Fault>) {
-        let namespace = policy_namespace(metadata, &mut faults);
-        let key = Key::new(namespace, self.policy_name(metadata, &mut faults));
-        let labels = or_note(metadata.labels("labels"), &mut faults).map(|(labels, faulty)| {
-            faults.extend(faulty.into_iter().map(|(_, fault)| fault));
-            labels
-        });
-        let policy = policy::read(root, key, labels.unwrap_or_default(), &mut faults);
-        let reference = ObjectRef { kind: Kind::NetworkPolicy, key: policy.key.clone() };
-        let directions = match (&policy.ingress, &policy.egress) {
-            (Some(_), Some(_)) => "ingress and egress",
-            (_, None) => "ingress",
-            (None, _) => "egress",
-        };
-        let effect = format!("its pods stay isolated for {directions}; the unreadable part admits nothing");
-        for fault in &faults {
-            self.problem(Some(&reference), fault, &effect);
-        }
-        self.keep(Object::NetworkPolicy(policy));
-    }
-
-    fn policy_name(&self, metadata: &Fields, faults: &mut Vec<Fault>) -> String {
-        let read = match metadata.string("name") {
-            Ok(Some(name)) if !name.is_empty() => match syntax::subdomain(name) {
-                Ok(()) => return name.to_owned(),
-                Err(message) => Err(Fault::new(&metadata.path.key("name"), message)),
-            },
-            Ok(_) => Err(Fault::new(&metadata.path.key("name"), "the object has no name")),
-            Err(fault) => Err::<(), Fault>(fault),
-        };
-        faults.extend(read.err());
-        let read = metadata.get("name").and_then(|at| scalar(at.value));
-        read.unwrap_or_else(|| format!("unnamed ({})", self.origin()))
     }
 
     fn origin(&self) -> Origin {
         Origin { file: self.file.to_owned(), line: self.document.first_line() }
-    }
-
-    fn keep(&mut self, object: Object) {
-        let origin = self.origin();
-        self.loaded.objects.push(Located { object, origin });
     }
 
     fn lose(&mut self, object: Option<&ObjectRef>, fault: &Fault) {
@@ -224,39 +142,11 @@ impl Reader<'_, '_> {
             self.document.first_line()
         };
         self.loaded.problems.push(Problem {
-            file: self.file.to_owned(),
-            line,
+            place: Place::File { path: self.file.to_owned(), line },
             object: object.cloned(),
             field: (!fault.path.is_empty()).then(|| fault.path.to_string()),
             message: fault.message.clone(),
             effect: effect.to_owned(),
         });
-    }
-}
-
-/// Namespaced objects without a namespace are those of `default`, as for kubectl.
-fn namespace<'v>(metadata: &Fields<'v>) -> Result<&'v str, Fault> {
-    let namespace = metadata.string("namespace")?.filter(|n| !n.is_empty()).unwrap_or("default");
-    syntax::subdomain(namespace).map_err(|e| Fault::new(&metadata.path.key("namespace"), e))?;
-    Ok(namespace)
-}
-
-/// What was probably meant by a name that is not a valid string.
-fn scalar(value: &Value) -> Option<String> {
-    match value {
-        Value::String(text) if !text.is_empty() => Some(text.clone()),
-        Value::Number(_) | Value::Bool(_) => Some(value.to_string()),
-        _ => None,
-    }
-}
-
-fn policy_namespace(metadata: &Fields, faults: &mut Vec<Fault>) -> String {
-    match namespace(metadata) {
-        Ok(namespace) => namespace.to_owned(),
-        Err(fault) => {
-            let read = metadata.get("namespace").and_then(|at| scalar(at.value));
-            faults.push(fault);
-            read.unwrap_or_else(|| "default".to_owned())
-        }
     }
 }

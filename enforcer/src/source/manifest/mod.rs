@@ -22,17 +22,12 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use super::Problem;
+use super::{Place, Problem};
 use crate::cluster::object::{Object, ObjectRef};
 use text::Syntax;
 
 mod document;
-mod fields;
-mod inventory;
-mod policy;
-mod service;
 mod store;
-mod syntax;
 mod text;
 mod watch;
 
@@ -86,7 +81,7 @@ pub fn parse_bytes(name: &Path, bytes: &[u8]) -> Loaded {
 }
 
 /// Reads files and directories at once. A path that cannot be read is a problem like any other: see
-/// [`Problem::line`].
+/// [`Place::File`].
 pub fn load(paths: &[PathBuf]) -> Loaded {
     let mut store = store::Store::default();
     let mut unlisted = Vec::new();
@@ -158,7 +153,13 @@ impl Loaded {
 impl Problem {
     fn of_file(path: &Path, message: String) -> Self {
         let effect = "nothing of it is read".to_owned();
-        Self { file: path.to_owned(), line: 0, object: None, field: None, message, effect }
+        Self {
+            place: Place::File { path: path.to_owned(), line: 0 },
+            object: None,
+            field: None,
+            message,
+            effect,
+        }
     }
 }
 

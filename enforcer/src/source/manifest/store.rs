@@ -8,7 +8,7 @@ use std::{
 use super::{Loaded, Located, Origin};
 use crate::{
     cluster::object::{Key, NetworkPolicy, Object, ObjectRef},
-    source::{Change, Problem, Update},
+    source::{Change, Place, Problem, Update},
 };
 
 #[derive(Debug, Default)]
@@ -84,8 +84,7 @@ impl Store {
             let mut described = places.iter().map(|(file, place)| &self.files[file].objects[*place]);
             let first = described.next().map(|first| &first.origin);
             described.map(move |other| Problem {
-                file: other.origin.file.clone(),
-                line: other.origin.line,
+                place: Place::File { path: other.origin.file.clone(), line: other.origin.line },
                 object: Some(reference.clone()),
                 field: None,
                 message: match first {

@@ -13,6 +13,7 @@ fn labels(pairs: &[(&str, &str)]) -> Labels {
 fn nobody(namespace: &str, name: &str) -> Pod {
     Pod {
         key: Key::new(namespace, name),
+        uid: None,
         labels: Labels::new(),
         node: None,
         host_network: false,
@@ -63,6 +64,7 @@ status:
             port("dns", Protocol::Udp, 53),
         ]),
         workload: Some(Workload { kind: "Deployment".into(), name: "web".into() }),
+        uid: Some("0a".into()),
         ..nobody("shop", "web-5d4f-x")
     };
     assert_eq!((objects(&loaded), problems(&loaded)), (vec![Object::Pod(want)], vec![]));
@@ -86,12 +88,18 @@ fn pods_differ_only_by_what_can_change_an_outcome() {
             "status: {podIP: 10.0.0.9, podIPs: []}".into(),
             Pod { ips: Set::from(["10.0.0.9".parse().unwrap()]), ..nobody("default", "p") },
         ),
+        ("metadata: {name: p, uid: 5-6}".into(), Pod { uid: Some("5-6".into()), ..nobody("default", "p") }),
+        (
+            "metadata: {name: p, uid: 5-6, annotations: {kubernetes.io/config.mirror: 1a2b}}".into(),
+            Pod { uid: Some("1a2b".into()), ..nobody("default", "p") },
+        ),
         (
             "spec: {containers: [{image: x, env: [{name: a}]}], tolerations: []}".into(),
             nobody("default", "p"),
         ),
     ] {
-        let loaded = yaml(&format!("apiVersion: v1\nkind: Pod\nmetadata: {{name: p}}\n{rest}\n"));
+        let metadata = if rest.starts_with("metadata") { "" } else { "metadata: {name: p}\n" };
+        let loaded = yaml(&format!("apiVersion: v1\nkind: Pod\n{metadata}{rest}\n"));
         assert_eq!((objects(&loaded), problems(&loaded)), (vec![Object::Pod(want)], vec![]), "{rest}");
     }
 }

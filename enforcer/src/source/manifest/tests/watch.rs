@@ -12,7 +12,7 @@ use tokio::{sync::mpsc, time::timeout};
 
 use crate::{
     cluster::object::{Key, Kind, ObjectRef},
-    source::{Change, Update, manifest::Watcher},
+    source::{Change, Place, Update, manifest::Watcher},
 };
 
 struct Edited {
@@ -160,7 +160,8 @@ async fn what_was_readable_stays_while_it_is_broken() {
     let update = edited.next().await;
     assert_eq!(update.changes, []);
     let [problem] = &update.problems[..] else { panic!("{update:?}") };
-    assert_eq!((problem.line, problem.effect.contains("stays in force")), (8, true), "{problem}");
+    let place = Place::File { path: edited.path("m.yaml"), line: 8 };
+    assert_eq!((&problem.place, problem.effect.contains("stays in force")), (&place, true), "{problem}");
 
     // A second broken edit keeps what the first kept.
     fs::write(edited.path("m.yaml"), "a: [").unwrap();

@@ -78,8 +78,16 @@ pub(super) fn pod(root: &Fields, meta: &Fields, key: Key, faults: &mut Vec<Fault
         }
     };
     let workload = workload(meta, &labels, faults);
+    let uid = uid(meta, faults);
     let (node, ips, ports) = (node.map(Text::from), ips.into(), ports.into());
-    Some(Pod { key, labels, node, host_network, finished, ips, ports, workload })
+    Some(Pod { key, uid, labels, node, host_network, finished, ips, ports, workload })
+}
+
+/// The UID that the kubelet tells CNI. The API server shows a static pod as a mirror pod with a UID of its own.
+fn uid(meta: &Fields, faults: &mut Vec<Fault>) -> Option<Text> {
+    let mirrored = meta.map.get("annotations").and_then(|all| all.get("kubernetes.io/config.mirror"));
+    let uid = mirrored.and_then(Value::as_str).map_or_else(|| meta.string("uid"), |uid| Ok(Some(uid)));
+    or_note(uid, faults).flatten().filter(|uid| !uid.is_empty()).map(Text::from)
 }
 
 fn ports(spec: &Fields, faults: &mut Vec<Fault>) -> BTreeSet<ContainerPort> {

@@ -3,12 +3,12 @@
 use serde::de::DeserializeOwned;
 use serde_json::{Map, Value};
 
-use super::{syntax, text::Path};
+use super::{path::Path, syntax};
 use crate::cluster::object::Labels;
 
 /// Something at one place of a document that the API server would refuse.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) struct Fault {
+pub(in crate::source) struct Fault {
     pub path: Path,
     pub message: String,
 }
@@ -21,7 +21,7 @@ impl Fault {
 
 /// A value and the way to it.
 #[derive(Clone, Debug)]
-pub(super) struct At<'v> {
+pub(in crate::source) struct At<'v> {
     pub value: &'v Value,
     pub path: Path,
 }
@@ -65,7 +65,7 @@ impl<'v> At<'v> {
 
 /// A map and the way to it.
 #[derive(Clone, Debug)]
-pub(super) struct Fields<'v> {
+pub(in crate::source) struct Fields<'v> {
     pub map: &'v Map<String, Value>,
     pub path: Path,
 }
@@ -116,7 +116,7 @@ fn check_label(key: &str, value: &str) -> Result<(), String> {
     syntax::label_key(key).and_then(|()| syntax::label_value(value))
 }
 
-pub(super) fn kind_of(value: &Value) -> &'static str {
+pub(in crate::source) fn kind_of(value: &Value) -> &'static str {
     match value {
         Value::Null => "nothing",
         Value::Bool(_) => "a boolean",
@@ -128,6 +128,6 @@ pub(super) fn kind_of(value: &Value) -> &'static str {
 }
 
 /// Notes the fault, if it is one, and goes on without the value.
-pub(super) fn or_note<T>(result: Result<T, Fault>, faults: &mut Vec<Fault>) -> Option<T> {
+pub(in crate::source) fn or_note<T>(result: Result<T, Fault>, faults: &mut Vec<Fault>) -> Option<T> {
     result.map_err(|fault| faults.push(fault)).ok()
 }

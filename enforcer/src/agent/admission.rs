@@ -1,0 +1,113 @@
+//! ADDs on their way: each is answered when its pod is known and enforced, or when it is clear that it will not be.
+
+use std::time::{Duration, Instant};
+
+use bulkhead_cni::protocol::{AttachmentId, CniAnswer, Sandbox};
+use tokio::sync::oneshot;
+
+use super::node::{Node, NotAdded};
+use crate::source::{kubernetes::Fetched, running::Source};
+
+/// How long an ADD waits for its Pod object. The plugin's own deadline (10 s) is longer, so that the
+/// answer, not a timeout, says why.
+const POD_WAIT: Duration = Duration::from_secs(4);
+
+#[derive(Default)]
+pub(super) struct Admission {
+    adds: Vec<Add>,
+}
+
+struct Add {
+    attachment: AttachmentId,
+    sandbox: Sandbox,
+    since: Instant,
+    asked: Asked,
+    /// What is known may be behind what is: nothing is decided before the source has been asked.
+    doubtful: bool,
+    answer: oneshot::Sender<CniAnswer>,
+}
+
+/// Whether the source was asked for this very pod.
+enum Asked {
+    No,
+    Yes,
+    Answered(Result<(), String>),
+}
+
+impl Admission {
+    pub fn add(
+        &mut self,
+        attachment: AttachmentId,
+        sandbox: Sandbox,
+        source: &Source,
+        answer: oneshot::Sender<CniAnswer>,
+    ) {
+        let doubtful = source.is_behind();
+        let since = Instant::now();
+        self.adds.push(Add { attachment, sandbox, since, asked: Asked::No, doubtful, answer });
+    }
+
+    /// DEL: nobody waits any more.
+    pub fn forget(&mut self, attachment: &AttachmentId) {
+        self.adds.retain(|add| add.attachment != *attachment);
+    }
+
+    pub fn fetched(&mut self, fetched: &Fetched) {
+        for add in &mut self.adds {
+            if add.sandbox.pod.as_ref() == Some(&fetched.pod) {
+                add.asked = Asked::Answered(fetched.result.clone());
+            }
+        }
+    }
+
+    /// Answers the ADDs that can be answered by now.
+    pub fn retry(&mut self, node: &mut Node, source: &Source) {
+        for mut add in std::mem::take(&mut self.adds) {
+            if let Some(answer) = add.attempt(node, source) {
+                if add.answer.send(answer).is_err() {
+                    // The plugin gave up, and the runtime will call DEL.
+                    tracing::warn!(
+                        container = add.attachment.container,
+                        "nobody waits for this ADD any more"
+                    );
+                }
+            } else {
+                self.adds.push(add);
+            }
+        }
+    }
+}
+
+impl Add {
+    /// `None`: not yet.
+    fn attempt(&mut self, node: &mut Node, source: &Source) -> Option<CniAnswer> {
+        if self.doubtful && !matches!(self.asked, Asked::Answered(_)) && self.ask(source) {
+            return None;
+        }
+        match node.add(&self.attachment, &self.sandbox) {
+            Ok(()) => Some(CniAnswer::Ok),
+            Err(NotAdded::Answer(answer)) => Some(answer),
+            Err(NotAdded::Unknown(message)) => match &self.asked {
+                Asked::Answered(Err(error)) => {
+                    Some(CniAnswer::TryAgain { message: format!("{message}: {error}") })
+                }
+                _ if self.since.elapsed() >= POD_WAIT => Some(CniAnswer::TryAgain { message }),
+                _ => {
+                    self.ask(source);
+                    None
+                }
+            },
+        }
+    }
+
+    /// Once; whether an answer is still to come.
+    fn ask(&mut self, source: &Source) -> bool {
+        if matches!(self.asked, Asked::No)
+            && let Some(pod) = &self.sandbox.pod
+            && source.fetch(pod)
+        {
+            self.asked = Asked::Yes;
+        }
+        matches!(self.asked, Asked::Yes)
+    }
+}

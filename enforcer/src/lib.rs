@@ -12,5 +12,6 @@ pub mod cluster;
 pub mod datapath;
 pub mod endpoint;
 pub mod flow;
+pub mod metrics;
 pub mod policy;
 pub mod source;

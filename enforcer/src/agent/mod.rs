@@ -3,15 +3,20 @@
 //! ```text
 //! manifests ─ Update ─▶ ┐
 //! socket ─── Command ─▶ ├ run: Node (index, endpoints, kernel) ─▶ Names ─▶ flow pipeline ─▶ records
-//! clock ──── tick ────▶ ┘                                                     ▲ ring buffer
+//! clock ──── tick ────▶ ┘    │                                                ▲ ring buffer
+//!                            └▶ Status, Examination ─▶ handler ─▶ socket, HTTP
 //! ```
 //! Killed at any moment, it leaves programs, maps and links pinned and the node enforcing (fail static);
 //! the next start takes them over.
+mod arrival;
 mod connections;
+pub mod explain;
+mod handler;
 mod local;
 mod names;
 mod node;
 pub mod overlay;
+pub mod readiness;
 pub mod settings;
 pub mod status;
 
@@ -22,7 +27,6 @@ use std::{
 
 use anyhow::Context;
 use bulkhead_cni::protocol::{AttachmentId, CniAnswer, CniRequest, Sandbox};
-use serde_json::Value;
 use tokio::{
     signal::unix::{SignalKind, signal},
     sync::{mpsc, oneshot, watch},
@@ -30,6 +34,8 @@ use tokio::{
 };
 
 use self::{
+    arrival::Arrived,
+    handler::{Command, Handler, Survey},
     names::Publisher,
     node::{Node, NotAdded},
     overlay::Netlink,
@@ -37,8 +43,9 @@ use self::{
     status::Status,
 };
 use crate::{
-    api::{self, FlowQuery},
+    api,
     flow::{Pipeline, names::Names, reader::KernelEvents},
+    metrics,
     source::manifest::Watcher,
 };
 
@@ -47,12 +54,6 @@ const TICK: Duration = Duration::from_secs(2);
 /// How long an ADD waits for its Pod object. The plugin's own deadline (10 s) is longer, so that the
 /// answer, not a timeout, says why.
 const POD_WAIT: Duration = Duration::from_secs(4);
-
-/// What the socket asks of the owner task.
-enum Command {
-    Cni(Box<CniRequest>, oneshot::Sender<CniAnswer>),
-    Status(oneshot::Sender<Status>),
-}
 
 /// An ADD whose pod is not known yet.
 struct Waiting {
@@ -68,7 +69,9 @@ pub async fn run(settings: Settings) -> anyhow::Result<()> {
     crate::endpoint::store::make_private_directory(&settings.state)
         .with_context(|| format!("cannot make {}", settings.state.display()))?;
     let (names, names_seen) = watch::channel(Arc::new(Names::default()));
-    let (updates_in, mut updates) = mpsc::channel(16);
+    let (updates_in, updates) = mpsc::channel(16);
+    let mut updates = arrival::stamped(updates);
+    let mut backlog = metrics::Backlog::default();
     let watcher = Watcher::start(&settings.manifests, updates_in)?;
     let (mut node, mut ebpf) = Node::open(&settings, Publisher::new(names, watcher))?;
     let ring = crate::datapath::kernel::take_ring(&mut ebpf)?;
@@ -77,8 +80,12 @@ pub async fn run(settings: Settings) -> anyhow::Result<()> {
     let flow_settings = settings.flow.of_node(&settings.node_name);
     let flows = Pipeline::start(KernelEvents::new(ring)?, names_seen, &flow_settings)?;
     let (commands_in, mut commands) = mpsc::channel(64);
-    let handler = Handler { commands: commands_in, flows: Arc::clone(&flows.pipeline) };
+    let handler = Handler::new(commands_in, Arc::clone(&flows.pipeline));
     let listener = api::Listener::bind(&settings.socket).await?;
+    let http = settings.metrics_address.0.map(|address| {
+        let limits = metrics::server::Limits::default();
+        tokio::spawn(metrics::server::run(address, handler.clone(), node.meters.clone(), limits))
+    });
     let server = tokio::spawn(api::serve(listener, Arc::new(handler), api::Limits::default()));
     tracing::info!(node = settings.node_name, socket = %settings.socket.display(), "agent is up");
 
@@ -91,8 +98,10 @@ pub async fn run(settings: Settings) -> anyhow::Result<()> {
     node.follow_links(netlink.links().await.context("routes cannot be read")?);
     loop {
         tokio::select! {
-            update = updates.recv() => {
-                node.learn(update.context("the watch on the manifests ended")?);
+            arrived = updates.recv() => {
+                let Arrived { update, at } = arrived.context("the watch on the manifests ended")?;
+                backlog.arrived(at);
+                node.learn(update);
                 retry(&mut waiting, &mut node);
             }
             command = commands.recv() => match command.context("the socket's task ended")? {
@@ -114,6 +123,11 @@ pub async fn run(settings: Settings) -> anyhow::Result<()> {
                     status.flows = status::Flows::of(flows.pipeline.counters());
                     let _ = answer.send(status);
                 }
+                Command::Examine(question, answer) => _ = answer.send(node.examine(*question)),
+                Command::Survey(answer) => {
+                    let (index, of) = (node.index.clone(), node.compiler.settings().clone());
+                    let _ = answer.send(Survey { index, settings: of, status: Status::of(&node, &settings) });
+                }
             },
             _ = clock.tick() => {
                 match netlink.links().await {
@@ -127,42 +141,15 @@ pub async fn run(settings: Settings) -> anyhow::Result<()> {
             _ = terminate.recv() => break,
             _ = interrupt.recv() => break,
         }
+        backlog.settle(node.is_in_force(), Instant::now(), &node.meters);
     }
     tracing::info!("agent stops; the node keeps enforcing");
     server.abort();
+    http.iter().for_each(tokio::task::JoinHandle::abort);
     let _ = std::fs::remove_file(&settings.socket); // a plugin then knows at once that nobody is there
     drop(updates); // ends the watcher's thread
     flows.stop().await;
     Ok(())
-}
-
-/// The socket's side: asks the owner task, or the flow log directly.
-struct Handler {
-    commands: mpsc::Sender<Command>,
-    flows: Arc<Pipeline>,
-}
-
-impl api::Handler for Handler {
-    async fn cni(&self, request: CniRequest) -> CniAnswer {
-        let (answer, answered) = oneshot::channel();
-        let stopping = || CniAnswer::TryAgain { message: "the agent is stopping".to_owned() };
-        if self.commands.send(Command::Cni(Box::new(request), answer)).await.is_err() {
-            return stopping();
-        }
-        answered.await.unwrap_or_else(|_| stopping())
-    }
-
-    async fn status(&self) -> Value {
-        let (answer, answered) = oneshot::channel();
-        if self.commands.send(Command::Status(answer)).await.is_err() {
-            return Value::Null;
-        }
-        answered.await.map_or(Value::Null, |status| serde_json::to_value(status).unwrap_or_default())
-    }
-
-    async fn flows(&self, query: FlowQuery) -> Result<mpsc::Receiver<Value>, String> {
-        self.flows.ring().answer(query)
-    }
 }
 
 /// Answers the ADDs that can be answered by now.
@@ -177,9 +164,19 @@ fn retry(waiting: &mut Vec<Waiting>, node: &mut Node) {
             }
             Err(NotAdded::Unknown(message)) => CniAnswer::TryAgain { message },
         };
+        node.meters.add_answered(code(&answer), add.since.elapsed());
         if add.answer.send(answer).is_err() {
             // The plugin gave up, and the runtime will call DEL.
             tracing::warn!(container = add.attachment.container, "nobody waits for this ADD any more");
         }
+    }
+}
+
+/// As the plugin reports it to the runtime.
+fn code(answer: &CniAnswer) -> u32 {
+    match answer {
+        CniAnswer::Ok => 0,
+        CniAnswer::TryAgain { .. } => 11,
+        CniAnswer::Failed { code, .. } => *code,
     }
 }

@@ -80,8 +80,7 @@ fn read_arguments() -> Cli {
     let mut command = Cli::command();
     let called = env::args_os().next().map(PathBuf::from);
     if called.is_some_and(|path| path.file_stem().is_some_and(|name| name == "kubectl-bulkhead")) {
-        // Names hold no spaces, but what is shown may.
-        command = command.bin_name("kubectl bulkhead").display_name("kubectl bulkhead").no_binary_name(false);
+        command = command.bin_name("kubectl bulkhead").display_name("kubectl bulkhead");
     }
     Cli::from_arg_matches(&command.get_matches()).unwrap_or_else(|error| error.exit())
 }

@@ -43,7 +43,7 @@ use self::{
     status::Status,
 };
 use crate::{
-    api,
+    api, events,
     flow::{Pipeline, names::Names, reader::KernelEvents},
     metrics,
     source::manifest::Watcher,
@@ -71,7 +71,7 @@ pub async fn run(settings: Settings) -> anyhow::Result<()> {
     let (names, names_seen) = watch::channel(Arc::new(Names::default()));
     let (updates_in, updates) = mpsc::channel(16);
     let mut updates = arrival::stamped(updates);
-    let mut backlog = metrics::Backlog::default();
+    let mut backlog = metrics::Backlog::new(started);
     let watcher = Watcher::start(&settings.manifests, updates_in)?;
     let (mut node, mut ebpf) = Node::open(&settings, Publisher::new(names, watcher))?;
     let ring = crate::datapath::kernel::take_ring(&mut ebpf)?;
@@ -82,6 +82,8 @@ pub async fn run(settings: Settings) -> anyhow::Result<()> {
     let (commands_in, mut commands) = mpsc::channel(64);
     let handler = Handler::new(commands_in, Arc::clone(&flows.pipeline));
     let listener = api::Listener::bind(&settings.socket).await?;
+    // Manifests have no API server that could be told.
+    let told = events::publisher::start(None, &settings.node_name, &node.meters);
     let http = settings.metrics_address.0.map(|address| {
         let limits = metrics::server::Limits::default();
         tokio::spawn(metrics::server::run(address, handler.clone(), node.meters.clone(), limits))
@@ -137,6 +139,10 @@ pub async fn run(settings: Settings) -> anyhow::Result<()> {
                 node.tick();
                 retry(&mut waiting, &mut node);
                 node.sweep_connections(&flows.pipeline);
+                if let Some(told) = &told {
+                    let now = events::warnings(&Status::of(&node, &settings), &node.index, &node.source.problems);
+                    told.send_if_modified(|before| *before != now && { *before = now; true });
+                }
             }
             _ = terminate.recv() => break,
             _ = interrupt.recv() => break,

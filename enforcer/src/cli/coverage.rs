@@ -139,9 +139,9 @@ fn render(coverage: &Coverage) -> String {
             ]);
         }
     }
-    for node in coverage.nodes.iter().filter(|node| node.state != NodeState::Enforcing) {
-        if node.state != NodeState::HasAgent {
-            gaps.add_row(["node", &node.name, &node.because]);
+    for node in &coverage.nodes {
+        if matches!(node.state, NodeState::NoAgent | NodeState::NotReady) {
+            gaps.add_row(["the node", &node.name, &node.because]);
         }
     }
     if gaps.row_count() > 0 {

@@ -62,6 +62,11 @@ fn about_the_agent(registry: &mut Registry, status: &Status, meters: &Meters) {
     registry.register("build", "Version and ABI of the agent", Info::new(build.to_vec()));
     gauge(registry, "ready", "1: the node enforces what the cluster says", u64::from(status.ready));
     gauge(registry, "uptime_seconds", "Since the agent started", status.uptime_seconds);
+    registry.register(
+        "start_seconds",
+        "From the agent's start until the kernel first held what the cluster says; 0: not yet",
+        meters.start.clone(),
+    );
     let endpoints = Family::<StateLabels, Gauge>::default();
     for (state, up_to_date) in [("enforced", true), ("not_up_to_date", false)] {
         let count = status.endpoints.iter().filter(|endpoint| endpoint.up_to_date == up_to_date).count();

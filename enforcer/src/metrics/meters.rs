@@ -1,10 +1,13 @@
 //! What the agent measures as it works; everything else that is exported is read from its status.
 
-use std::time::{Duration, Instant};
+use std::{
+    sync::atomic::AtomicU64,
+    time::{Duration, Instant},
+};
 
 use prometheus_client::{
     encoding::EncodeLabelSet,
-    metrics::{counter::Counter, family::Family, histogram::Histogram},
+    metrics::{counter::Counter, family::Family, gauge::Gauge, histogram::Histogram},
 };
 
 /// Seconds: from a plan that writes a few entries to the first one of a large cluster.
@@ -14,6 +17,8 @@ const LATENCY: [f64; 14] =
 /// Shared by all clones.
 #[derive(Clone, Debug)]
 pub struct Meters {
+    /// From the agent's start until the kernel first held what the cluster says, in seconds.
+    pub(super) start: Gauge<f64, AtomicU64>,
     /// From an update's arrival until the kernel holds it, in seconds; failed attempts are waited for.
     pub(super) policy_to_kernel: Histogram,
     /// Compiling and planning, and writing, of each update, in seconds.
@@ -41,6 +46,7 @@ impl Default for Meters {
     fn default() -> Self {
         let histogram = || Histogram::new(LATENCY);
         Self {
+            start: Gauge::default(),
             policy_to_kernel: histogram(),
             plan: histogram(),
             write: histogram(),
@@ -84,19 +90,29 @@ impl Meters {
 }
 
 /// When what is not in force yet began to wait.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Backlog(Option<Instant>);
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Backlog {
+    /// Until the first list is in force: then it began with the agent, and says how long starting takes.
+    started: Option<Instant>,
+    since: Option<Instant>,
+}
 
 impl Backlog {
+    pub fn new(started: Instant) -> Self {
+        Self { started: Some(started), since: None }
+    }
+
     /// Something arrived; it waits with what waits already.
     pub fn arrived(&mut self, at: Instant) {
-        self.0.get_or_insert(at);
+        self.since.get_or_insert(at);
     }
 
     /// Measures the longest wait, if everything is in force now.
     pub fn settle(&mut self, in_force: bool, now: Instant, meters: &Meters) {
-        if in_force && let Some(since) = self.0.take() {
-            meters.policy_to_kernel.observe(now.saturating_duration_since(since).as_secs_f64());
+        let Some(since) = self.since.take_if(|_| in_force) else { return };
+        match self.started.take() {
+            Some(started) => _ = meters.start.set(now.saturating_duration_since(started).as_secs_f64()),
+            None => meters.policy_to_kernel.observe(now.saturating_duration_since(since).as_secs_f64()),
         }
     }
 }

@@ -116,15 +116,18 @@ fn everything_that_is_known_is_told_under_its_name() {
 #[test]
 fn what_waits_is_measured_from_its_first_arrival_and_only_once_it_is_in_force() {
     let (meters, start) = (Meters::default(), Instant::now());
-    let mut backlog = Backlog::default();
+    let mut backlog = Backlog::new(start);
     let after = |seconds| start + Duration::from_secs(seconds);
     backlog.settle(true, after(1), &meters); // nothing waits
-    backlog.arrived(after(1));
-    backlog.settle(false, after(2), &meters);
-    backlog.arrived(after(3));
-    backlog.settle(true, after(5), &meters);
-    backlog.settle(true, after(9), &meters);
+    backlog.arrived(after(2));
+    backlog.settle(true, after(3), &meters); // the first list
+    backlog.arrived(after(11));
+    backlog.settle(false, after(12), &meters);
+    backlog.arrived(after(13));
+    backlog.settle(true, after(15), &meters);
+    backlog.settle(true, after(19), &meters);
     let samples = samples(&exposition::text(&status(), &meters));
+    assert_eq!(samples["bulkhead_start_seconds"], "3.0");
     assert_eq!(samples["bulkhead_policy_to_kernel_seconds_count"], "1");
     assert_eq!(samples["bulkhead_policy_to_kernel_seconds_sum"], "4.0");
 }

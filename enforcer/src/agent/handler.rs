@@ -22,6 +22,7 @@ use crate::{
 pub enum Command {
     Cni(Box<CniRequest>, oneshot::Sender<CniAnswer>),
     Status(oneshot::Sender<Status>),
+    Alive(oneshot::Sender<()>),
     Examine(Box<Question>, oneshot::Sender<Result<Examination, String>>),
     Survey(oneshot::Sender<Survey>),
 }
@@ -102,5 +103,9 @@ impl api::Handler for Handler {
 impl metrics::server::Source for Handler {
     async fn status(&self) -> Option<Status> {
         self.ask(Command::Status).await
+    }
+
+    async fn alive(&self) -> Option<()> {
+        self.ask(Command::Alive).await
     }
 }

@@ -125,6 +125,7 @@ pub async fn run(settings: Settings) -> anyhow::Result<()> {
                     status.flows = status::Flows::of(flows.pipeline.counters());
                     let _ = answer.send(status);
                 }
+                Command::Alive(answer) => _ = answer.send(()),
                 Command::Examine(question, answer) => _ = answer.send(node.examine(*question)),
                 Command::Survey(answer) => {
                     let (index, of) = (node.index.clone(), node.compiler.settings().clone());

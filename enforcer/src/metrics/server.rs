@@ -33,6 +33,9 @@ use crate::agent::status::Status;
 pub trait Source: Send + Sync + 'static {
     /// `None`: it is stopping.
     fn status(&self) -> impl Future<Output = Option<Status>> + Send;
+
+    /// Comes back when the task has had its turn, at next to no cost to it.
+    fn alive(&self) -> impl Future<Output = Option<()>> + Send;
 }
 
 /// What callers may cost.
@@ -41,6 +44,8 @@ pub struct Limits {
     /// Connections at one time from this node's own addresses, and from all others together; more are closed at once.
     pub own: usize,
     pub others: usize,
+    /// New connections in one second from all others together; more are closed at once.
+    pub others_per_second: u32,
     /// A connection's whole life, however it is spent.
     pub connection: Duration,
     /// How long the owner task may take to answer. The kubelet's own timeout must be longer for its message to arrive.
@@ -54,6 +59,7 @@ impl Default for Limits {
         Self {
             own: 16,
             others: 16,
+            others_per_second: 50,
             connection: Duration::from_secs(10),
             answer: Duration::from_secs(5),
             fresh: Duration::from_millis(500),
@@ -96,14 +102,8 @@ pub(super) async fn serve<S: Source>(listener: TcpListener, source: S, meters: M
         .route("/readyz", get(readyz::<S>))
         .layer(middleware::from_fn(one_request))
         .with_state(shared);
-    let door = Door {
-        listener,
-        own: Arc::new(Semaphore::new(limits.own)),
-        others: Arc::new(Semaphore::new(limits.others)),
-        life: limits.connection,
-    };
     // Only ends by an error that `Door` never gives.
-    let _ = axum::serve(door, router).await;
+    let _ = axum::serve(Door::new(listener, limits), router).await;
 }
 
 async fn metrics<S: Source>(State(shared): State<Arc<Shared<S>>>) -> Response {
@@ -118,8 +118,8 @@ async fn metrics<S: Source>(State(shared): State<Arc<Shared<S>>>) -> Response {
 
 /// Is the owner task alive? Asked anew each time: an old answer would say nothing.
 async fn healthz<S: Source>(State(shared): State<Arc<Shared<S>>>) -> Response {
-    match shared.ask().await {
-        Ok(_) => "alive\n".into_response(),
+    match shared.in_time(shared.source.alive()).await {
+        Ok(()) => "alive\n".into_response(),
         Err(why) => unavailable(&why),
     }
 }
@@ -152,14 +152,14 @@ impl<S: Source> Shared<S> {
         {
             return Ok(Arc::clone(status));
         }
-        let status = self.ask().await?;
+        let status = Arc::new(self.in_time(self.source.status()).await?);
         *last = Some((Instant::now(), Arc::clone(&status)));
         Ok(status)
     }
 
-    async fn ask(&self) -> Result<Arc<Status>, String> {
-        match timeout(self.limits.answer, self.source.status()).await {
-            Ok(Some(status)) => Ok(Arc::new(status)),
+    async fn in_time<T>(&self, answer: impl Future<Output = Option<T>>) -> Result<T, String> {
+        match timeout(self.limits.answer, answer).await {
+            Ok(Some(answer)) => Ok(answer),
             Ok(None) => Err("the agent is stopping".to_owned()),
             Err(_) => Err(format!("the agent's owner task has not answered for {:?}", self.limits.answer)),
         }
@@ -167,11 +167,35 @@ impl<S: Source> Shared<S> {
 }
 
 /// Lets in as many as there is room for.
-struct Door {
+pub(super) struct Door {
     listener: TcpListener,
     own: Arc<Semaphore>,
     others: Arc<Semaphore>,
-    life: Duration,
+    limits: Limits,
+    /// When the present second began, and how many others have come in it.
+    second: Instant,
+    came: u32,
+}
+
+impl Door {
+    pub(super) fn new(listener: TcpListener, limits: Limits) -> Self {
+        let room = |places| Arc::new(Semaphore::new(places));
+        let (own, others) = (room(limits.own), room(limits.others));
+        Self { listener, own, others, limits, second: Instant::now(), came: 0 }
+    }
+
+    /// `None`: there is no room for one from there now. `own`: from this node.
+    pub(super) fn admit(&mut self, own: bool) -> Option<OwnedSemaphorePermit> {
+        if own {
+            return Arc::clone(&self.own).try_acquire_owned().ok();
+        }
+        if self.second.elapsed() >= Duration::from_secs(1) {
+            (self.second, self.came) = (Instant::now(), 0);
+        }
+        self.came += 1;
+        let in_rate = self.came <= self.limits.others_per_second;
+        Arc::clone(&self.others).try_acquire_owned().ok().filter(|_| in_rate)
+    }
 }
 
 impl axum::serve::Listener for Door {
@@ -182,9 +206,9 @@ impl axum::serve::Listener for Door {
         loop {
             match self.listener.accept().await {
                 Ok((stream, from)) => {
-                    let room = if is_own(&stream, from.ip()) { &self.own } else { &self.others };
-                    let Ok(permit) = Arc::clone(room).try_acquire_owned() else { continue };
-                    return (Guest { stream, end: Box::pin(sleep(self.life)), _permit: permit }, from);
+                    let Some(permit) = self.admit(is_own(&stream, from.ip())) else { continue };
+                    let end = Box::pin(sleep(self.limits.connection));
+                    return (Guest { stream, end, _permit: permit }, from);
                 }
                 Err(error) => {
                     tracing::warn!(%error, "a connection for metrics or health cannot be accepted");
@@ -205,7 +229,7 @@ fn is_own(stream: &TcpStream, from: IpAddr) -> bool {
 }
 
 /// A connection that ends in time, whatever the other side does.
-struct Guest {
+pub(super) struct Guest {
     stream: TcpStream,
     end: Pin<Box<Sleep>>,
     _permit: OwnedSemaphorePermit,

@@ -21,7 +21,7 @@ use tokio::{
 
 use super::{
     Backlog, Meters, exposition,
-    server::{Limits, Source, serve},
+    server::{Door, Limits, Source, serve},
 };
 use crate::agent::status::{self, Fill, Status, Watch};
 
@@ -145,6 +145,11 @@ impl Source for Owner {
         let status = status.wait_for(Option::is_some).await.ok()?;
         status.clone()
     }
+
+    async fn alive(&self) -> Option<()> {
+        self.asked.fetch_add(1, Ordering::Relaxed);
+        self.status.clone().wait_for(Option::is_some).await.ok().map(drop)
+    }
 }
 
 struct Stage {
@@ -237,6 +242,21 @@ async fn many_scrapes_trouble_the_owner_task_once() {
     assert_eq!(stage.asked.load(Ordering::Relaxed), 1);
     assert_eq!(stage.get("/healthz").await.0, OK);
     assert_eq!(stage.asked.load(Ordering::Relaxed), 2, "health is never an old answer");
+}
+
+#[tokio::test]
+async fn others_than_this_node_are_few_in_a_second_and_leave_it_room() {
+    // Every caller of a test is this node itself, so the door is asked directly.
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let limits = Limits { own: 1, others: 2, others_per_second: 3, ..Limits::default() };
+    let mut door = Door::new(listener, limits);
+    let (first, second) = (door.admit(false), door.admit(false));
+    assert!(first.is_some() && second.is_some());
+    assert!(door.admit(false).is_none(), "there is room for two");
+    assert!(door.admit(true).is_some(), "and for its own");
+    drop((first, second));
+    assert!(door.admit(false).is_none(), "the fourth of this second");
+    assert!(door.admit(true).is_some());
 }
 
 #[tokio::test]

@@ -10,6 +10,7 @@ use std::{
     net::IpAddr,
 };
 
+use bulkhead_ebpf::abi::BLOCKS_TAG;
 use serde::{Deserialize, Serialize};
 
 use super::node::{Node, error_chain};
@@ -56,6 +57,7 @@ pub struct Explanation {
 #[serde(rename_all = "camelCase")]
 pub struct KernelFinding {
     pub pod: String,
+    #[serde(with = "lower_case")]
     pub direction: Direction,
     /// The other end; for egress to a Service, the Service or one of its backends.
     pub remote: IpAddr,
@@ -64,9 +66,10 @@ pub struct KernelFinding {
     pub endpoint: u32,
     pub rule_set: u32,
     pub generation: u32,
-    /// Numbers of the other end.
+    /// Numbers of the other end; of block set and tenant, 0: none.
     pub identity: u32,
     pub blocks: u32,
+    /// 4294967295: an unknown pod's.
     pub tenant: u32,
     pub verdict: Verdict,
     /// What the rule that was found stands for, or the reason of the drop.
@@ -299,7 +302,7 @@ impl Node {
             rule_set: record.policy.rule_set(),
             generation: record.policy.generation(),
             identity: ruling.peer.identity,
-            blocks: ruling.peer.blocks,
+            blocks: ruling.peer.blocks & !BLOCKS_TAG,
             tenant: ruling.peer.tenant,
             verdict,
             by,
@@ -347,4 +350,22 @@ fn said(policy: &explain::Explanation) -> BTreeMap<(Direction, String, IpAddr, u
         said.insert(key, before.verdict);
     }
     said
+}
+
+/// Directions as everywhere else in answers; on disk they are written otherwise.
+mod lower_case {
+    use serde::{Deserialize, Deserializer, Serializer, de::Error};
+
+    use crate::policy::model::Direction;
+
+    #[expect(clippy::trivially_copy_pass_by_ref, reason = "serde hands out references")]
+    pub fn serialize<S: Serializer>(direction: &Direction, to: S) -> Result<S::Ok, S::Error> {
+        to.collect_str(direction)
+    }
+
+    pub fn deserialize<'de, D: Deserializer<'de>>(from: D) -> Result<Direction, D::Error> {
+        let text = String::deserialize(from)?;
+        let mut known = [Direction::Ingress, Direction::Egress].into_iter();
+        known.find(|direction| direction.to_string() == text).ok_or_else(|| D::Error::custom("no direction"))
+    }
 }

@@ -128,7 +128,7 @@ pub async fn run(settings: Settings) -> anyhow::Result<()> {
                 Command::Alive(answer) => _ = answer.send(()),
                 Command::Examine(question, answer) => _ = answer.send(node.examine(*question)),
                 Command::Survey(answer) => {
-                    let (index, of) = (node.index.clone(), node.compiler.settings().clone());
+                    let (index, of) = (node.index.unclaimed(), node.compiler.settings().clone());
                     let _ = answer.send(Survey { index, settings: of, status: Status::of(&node, &settings) });
                 }
             },

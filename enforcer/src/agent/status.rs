@@ -414,3 +414,39 @@ fn counts<N: std::fmt::Display>(counts: &BTreeMap<String, N>) -> String {
     let parts: Vec<String> = counts.iter().map(|(name, n)| format!("{name} {n}")).collect();
     if parts.is_empty() { "none".to_owned() } else { parts.join(", ") }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn people_are_told_whether_the_node_is_ready_and_how_old_its_knowledge_is() {
+        let mut status = Status { node: "n1".into(), version: "1".into(), ready: true, ..Status::default() };
+        status.source = Source {
+            kind: "manifests".into(),
+            path: "/m".into(),
+            synced: true,
+            synced_seconds: Some(90),
+            age_seconds: Some(3),
+            ..Source::default()
+        };
+        let line = |status: &Status, name: &str| {
+            let text = status.render();
+            let lines = text.lines().filter(|line| line.split("  ").next() == Some(name));
+            lines.map(|line| line[name.len()..].trim().to_owned()).collect::<Vec<_>>()
+        };
+        assert_eq!(line(&status, "Ready"), ["yes"]);
+        assert_eq!(line(&status, "Source"), ["manifests /m: in sync for 90 s, last change 3 s ago"]);
+        assert_eq!(line(&status, "Repairs"), [""; 0]);
+
+        status.source = Source { synced: false, ..status.source };
+        status.datapath.error = Some("map RULES is too small".into());
+        status.datapath.repairs = 2;
+        status.not_ready = readiness::reasons(&status);
+        status.ready = false;
+        assert_eq!(line(&status, "Ready"), ["NO"]);
+        assert_eq!(line(&status, "Not ready").len(), 2, "{}", status.render());
+        assert_eq!(line(&status, "Source"), ["manifests /m: not read yet"]);
+        assert_eq!(line(&status, "Repairs"), ["2 programs were put back on pods' interfaces"]);
+    }
+}

@@ -168,9 +168,8 @@ impl Explanation {
                 by,
                 ..
             } = finding;
-            let blocks = blocks & !bulkhead_ebpf::abi::BLOCKS_TAG;
             let mut numbers = format!("{remote} has identity {identity}");
-            if blocks != 0 {
+            if *blocks != 0 {
                 write!(numbers, ", block set {blocks}")?;
             }
             if *tenant != 0 && *tenant != bulkhead_ebpf::abi::TENANT_UNKNOWN {
@@ -231,5 +230,135 @@ fn loud(verdict: Verdict) -> &'static str {
     match verdict {
         Verdict::Allow => "allowed",
         Verdict::Deny => "DENIED",
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::{Value, json};
+
+    use super::*;
+
+    fn pod(name: &str, address: &str, tenant: &str) -> Value {
+        json!({
+            "address": address, "is": format!("pod {name} on node-1"), "tenant": tenant,
+            "blocks": ["10.244.0.0/16 except 10.244.9.0/24"],
+            "identity": {"namespace": "shop", "labels": {"app": name}, "namespaceLabels": {"env": "prod"}},
+        })
+    }
+
+    fn finding(direction: &str, pod: &str, remote: &str, port: u16, differs: &[&str]) -> Value {
+        json!({
+            "pod": pod, "direction": direction, "remote": remote, "port": port, "interface": "veth1", "endpoint": 4,
+            "ruleSet": 7, "generation": 9, "identity": 261, "blocks": 2, "tenant": 1, "verdict": "allow",
+            "by": "not isolated", "differs": differs,
+        })
+    }
+
+    /// Through a Service with two backends, of which one is denied; the kernel disagrees at one end.
+    fn explanation() -> Explanation {
+        let way = |address: &str, ingress: Value| {
+            json!({
+                "to": pod("db", address, "tenant blue"), "port": 5432, "ingress": ingress,
+                "egress": {
+                    "verdict": "allow", "by": "not isolated", "pod": "shop/web", "node": "node-1",
+                    "boundary": {"own": "red", "other": "tenant blue", "passed": true}, "policies": [],
+                },
+            })
+        };
+        let denied = json!({
+            "verdict": "deny", "by": "isolated by shop/guard, no rule allows", "pod": "shop/db", "node": "node-2",
+            "boundary": {"own": null, "other": "shared", "passed": true},
+            "policies": [{
+                "policy": "shop/guard", "defects": ["spec.ingress[2]: no"],
+                "rules": [
+                    {"rule": 0, "admits": "anyone, TCP/80", "finding": "otherPort"},
+                    {"rule": 1, "admits": "pods app=x of its namespace, any port", "finding": "otherPeer"},
+                ],
+            }],
+        });
+        let outside = json!({"verdict": "allow", "by": "not a pod", "pod": null, "node": null, "boundary": null, "policies": []});
+        let side = |verdict: &str, by: &str| json!({"verdict": verdict, "by": by});
+        let explanation = json!({
+            "node": "node-1",
+            "question": {"from": "shop/web", "to": "service:shop/db:80", "protocol": "TCP"},
+            "verdict": "deny", "egress": side("allow", "x"), "ingress": side("deny", "y"),
+            "protocol": "TCP", "port": 80,
+            "source": pod("web", "10.244.1.2", "tenant red"),
+            "destination": {"address": "10.96.0.1", "is": "address of a Service", "identity": null, "blocks": [], "tenant": "shared"},
+            "service": {
+                "services": ["shop/db"], "pod": "shop/web", "before": side("allow", "not isolated"),
+                "backends": 3, "allowed": 2,
+            },
+            "ways": [way("10.244.2.3", denied), way("192.0.2.1", outside)],
+            "kernel": [
+                finding("egress", "shop/web", "10.96.0.1", 80, &[]),
+                finding("egress", "shop/web", "10.244.2.3", 5432, &["the policies say deny, the maps allow"]),
+            ],
+            "notes": ["the kernel is not up to date: full"],
+        });
+        serde_json::from_value(explanation).expect("an answer")
+    }
+
+    #[test]
+    fn every_step_has_its_line() {
+        let kernel = |remote: &str| {
+            format!(
+                "   kernel: allowed: not isolated; endpoint 4 on veth1, rule set 7, generation 9; \
+                 {remote} has identity 261, block set 2, tenant 1"
+            )
+        };
+        let of_pods = "; in 10.244.0.0/16 except 10.244.9.0/24";
+        let want = [
+            "shop/web -> service:shop/db:80 TCP: DENIED, says the agent of node-1".to_owned(),
+            "note: the kernel is not up to date: full".to_owned(),
+            String::new(),
+            format!(
+                "source       10.244.1.2: pod web on node-1; tenant red; told by app=web; its namespace by env=prod{of_pods}"
+            ),
+            "destination  10.96.0.1: address of a Service; shared".to_owned(),
+            String::new(),
+            "Service shop/db: 2 of 3 backends allowed".to_owned(),
+            "   before translation, at shop/web: allowed: not isolated".to_owned(),
+            kernel("10.96.0.1"),
+            String::new(),
+            "to backend pod db on node-1, port 5432: DENIED".to_owned(),
+            format!(
+                "backend      10.244.2.3: pod db on node-1; tenant blue; told by app=db; its namespace by env=prod{of_pods}"
+            ),
+            String::new(),
+            "egress of shop/web, judged on node-1: allowed: not isolated".to_owned(),
+            "   tenants: tenant red here, tenant blue there: passed".to_owned(),
+            kernel("10.244.2.3"),
+            "   KERNEL DIFFERS: the policies say deny, the maps allow".to_owned(),
+            String::new(),
+            "ingress of shop/db, judged on node-2: DENIED: isolated by shop/guard, no rule allows".to_owned(),
+            "   shop/guard: isolates".to_owned(),
+            "      rule 0: anyone, TCP/80: no: another port or protocol".to_owned(),
+            "      rule 1: pods app=x of its namespace, any port: no: the other end is none of these"
+                .to_owned(),
+            "      not in force: spec.ingress[2]: no".to_owned(),
+            String::new(),
+            "to backend pod db on node-1, port 5432: allowed".to_owned(),
+            format!(
+                "backend      192.0.2.1: pod db on node-1; tenant blue; told by app=db; its namespace by env=prod{of_pods}"
+            ),
+            String::new(),
+            "egress of shop/web, judged on node-1: allowed: not isolated".to_owned(),
+            "   tenants: tenant red here, tenant blue there: passed".to_owned(),
+            String::new(),
+            "ingress: allowed: not a pod".to_owned(),
+            String::new(),
+            "and 1 more backends, as counted above".to_owned(),
+        ];
+        assert_eq!(explanation().to_string().lines().collect::<Vec<_>>(), want);
+    }
+
+    #[test]
+    fn the_json_form_comes_back_as_it_was() {
+        let explanation = explanation();
+        let json = serde_json::to_value(&explanation).expect("plain data");
+        assert_eq!(json["kernel"][0]["direction"], "egress");
+        assert_eq!(serde_json::from_value::<Explanation>(json).expect("its own"), explanation);
     }
 }

@@ -1,12 +1,12 @@
-//! A part of the index that answers like the whole about a few addresses: what one question needs, without a copy of
-//! a hundred thousand pods.
+//! Parts of the index that answer like the whole about what one question needs, without a copy of everything.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
     net::IpAddr,
+    sync::Arc,
 };
 
-use super::{Claim, Index, Key, Touched, Words, canonical};
+use super::{Claim, Index, Key, Pod, Touched, Words, canonical};
 
 impl Index {
     /// Everything but pods, and of these the named ones and whoever claims one of the addresses: who owns these
@@ -20,20 +20,7 @@ impl Index {
         });
         let kept: BTreeSet<&Key> = pods.iter().chain(claimants).collect();
         let pods = kept.into_iter().filter_map(|key| self.pods.get_key_value(key));
-        let mut narrowed = Self {
-            node: self.node.clone(),
-            local_addresses: self.local_addresses.clone(),
-            extra_pod_networks: self.extra_pod_networks.clone(),
-            attachments: self.attachments.clone(),
-            namespaces: self.namespaces.clone(),
-            pods: pods.map(|(key, pod)| (key.clone(), pod.clone())).collect(),
-            nodes: self.nodes.clone(),
-            policies: self.policies.clone(),
-            services: self.services.clone(),
-            claims: BTreeMap::new(),
-            words: Words::default(),
-            touched: Touched::default(),
-        };
+        let mut narrowed = self.with_pods(pods.map(|(key, pod)| (key.clone(), pod.clone())).collect());
         for key in narrowed.pods.keys().cloned().collect::<Vec<_>>() {
             let claims = narrowed.pod_claims(&key);
             narrowed.replace_claims(None, claims);
@@ -44,5 +31,28 @@ impl Index {
         }
         narrowed.touched = Touched::default();
         narrowed
+    }
+    /// All objects, but nobody owns an address: for questions that are not about addresses, at a quarter of a copy's
+    /// cost.
+    #[must_use]
+    pub fn unclaimed(&self) -> Self {
+        self.with_pods(self.pods.clone())
+    }
+
+    fn with_pods(&self, pods: BTreeMap<Key, Arc<Pod>>) -> Self {
+        Self {
+            node: self.node.clone(),
+            local_addresses: self.local_addresses.clone(),
+            extra_pod_networks: self.extra_pod_networks.clone(),
+            attachments: self.attachments.clone(),
+            namespaces: self.namespaces.clone(),
+            pods,
+            nodes: self.nodes.clone(),
+            policies: self.policies.clone(),
+            services: self.services.clone(),
+            claims: BTreeMap::new(),
+            words: Words::default(),
+            touched: Touched::default(),
+        }
     }
 }

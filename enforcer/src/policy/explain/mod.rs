@@ -152,22 +152,22 @@ impl Simulator {
                 (None, vec![self.way(&flow, sides)])
             }
             Some(translated) => {
-                let ways = translated.flows.iter().map(|flow| {
-                    let sides = self.translated_sides(flow);
-                    self.way(flow, sides)
-                });
-                let mut ways: Vec<Way> = ways.collect();
-                let allowed = ways.iter().filter(|way| way.verdict() == Verdict::Allow).count();
+                let mut flows: Vec<(Flow, [Side; 2])> = Vec::new();
+                for flow in translated.flows {
+                    let sides = self.translated_sides(&flow);
+                    flows.push((flow, sides));
+                }
+                let verdict = |[egress, ingress]: &[Side; 2]| egress.verdict.max(ingress.verdict);
                 let passage = Passage {
                     services: translated.services.iter().map(ToString::to_string).collect(),
                     pod: flow.src.endpoint.as_ref().map(|source| source.pod.to_string()),
                     before: self.before_translation(&flow),
-                    backends: ways.len(),
-                    allowed,
+                    backends: flows.len(),
+                    allowed: flows.iter().filter(|(_, sides)| verdict(sides) == Verdict::Allow).count(),
                 };
-                ways.sort_by_key(|way| std::cmp::Reverse(way.verdict()));
-                ways.truncate(MAX_WAYS);
-                (Some(passage), ways)
+                flows.sort_by_key(|(_, sides)| std::cmp::Reverse(verdict(sides)));
+                let ways = flows.into_iter().take(MAX_WAYS).map(|(flow, sides)| self.way(&flow, sides));
+                (Some(passage), ways.collect())
             }
         };
         Ok(Explanation {

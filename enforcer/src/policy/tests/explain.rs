@@ -125,6 +125,15 @@ fn ends_are_told_as_policy_sees_them() {
 }
 
 #[test]
+fn what_of_a_policy_is_not_in_force_is_said() {
+    let mut broken = policy("shop/db", labels(&["app=db"]), INTO, vec![]);
+    broken.defects = vec!["spec.ingress[0]: no".to_owned()];
+    let explanation = explain(vec![broken], "shop/web shop/db TCP 80");
+    assert_eq!(explanation.ways[0].ingress.policies[0].defects, ["spec.ingress[0]: no"]);
+    assert_eq!(explanation.answer.verdict, Verdict::Deny);
+}
+
+#[test]
 fn a_tenant_boundary_is_named_with_both_tenants() {
     let tenant = |name: &'static str| [(crate::policy::DEFAULT_TENANT_LABEL, name)];
     let namespaces = [

@@ -11,6 +11,8 @@ pub mod cli;
 pub mod cluster;
 pub mod datapath;
 pub mod endpoint;
+pub mod events;
 pub mod flow;
+pub mod metrics;
 pub mod policy;
 pub mod source;

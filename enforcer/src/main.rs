@@ -1,7 +1,9 @@
 //! `bulkhead`: wires the command line to the library.
 
 use std::{
+    env,
     io::{self, IsTerminal},
+    path::PathBuf,
     process::ExitCode,
 };
 
@@ -9,7 +11,7 @@ use bulkhead::{
     agent::{self, settings::Settings},
     cli,
 };
-use clap::{Parser, Subcommand};
+use clap::{CommandFactory, FromArgMatches, Parser, Subcommand};
 use tracing_subscriber::EnvFilter;
 
 /// NetworkPolicy, tenant isolation and a flow log for flannel clusters.
@@ -26,6 +28,12 @@ enum Command {
     Agent(Box<Settings>),
     /// What the agent of this node enforces, and what it could not honour.
     Status(cli::status::Args),
+    /// Pods of this node: where they hang, what isolates them, whether the kernel holds that.
+    Endpoints(cli::endpoints::Args),
+    /// Why a connection is allowed or denied, step by step.
+    Explain(cli::explain::Args),
+    /// Namespaces, pods and nodes that no policy covers.
+    Coverage(cli::coverage::Args),
     /// Recent flow records: who talked to whom, and which policy decided.
     Flows(cli::flows::Args),
     /// What policy says about connections, from manifests alone.
@@ -33,7 +41,7 @@ enum Command {
 }
 
 fn main() -> ExitCode {
-    let command = Cli::parse().command;
+    let command = read_arguments().command;
     let runtime = match tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build() {
         Ok(runtime) => runtime,
         Err(error) => {
@@ -47,6 +55,11 @@ fn main() -> ExitCode {
             runtime.block_on(agent::run(*settings)).map(|()| ExitCode::SUCCESS)
         }
         Command::Status(args) => runtime.block_on(cli::status::run(&args, &mut io::stdout())),
+        Command::Endpoints(args) => runtime.block_on(cli::endpoints::run(&args, &mut io::stdout())),
+        Command::Explain(args) => runtime.block_on(cli::explain::run(&args, &mut io::stdout())),
+        Command::Coverage(args) => {
+            runtime.block_on(cli::coverage::run(&args, &mut io::stdout(), &mut io::stderr()))
+        }
         Command::Flows(args) => {
             runtime.block_on(cli::flows::run(&args)).map(|()| ExitCode::SUCCESS).map_err(Into::into)
         }
@@ -60,6 +73,16 @@ fn main() -> ExitCode {
         eprintln!("bulkhead: {error:#}");
         ExitCode::from(2)
     })
+}
+
+/// `kubectl` finds its plugins by their file names: a link `kubectl-bulkhead` to this binary is `kubectl bulkhead`.
+fn read_arguments() -> Cli {
+    let mut command = Cli::command();
+    let called = env::args_os().next().map(PathBuf::from);
+    if called.is_some_and(|path| path.file_stem().is_some_and(|name| name == "kubectl-bulkhead")) {
+        command = command.bin_name("kubectl bulkhead").display_name("kubectl bulkhead");
+    }
+    Cli::from_arg_matches(&command.get_matches()).unwrap_or_else(|error| error.exit())
 }
 
 /// stdout may be the flow log's.

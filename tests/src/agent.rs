@@ -5,7 +5,7 @@ use std::{
     io::{BufRead, BufReader, Write},
     os::unix::net::UnixStream,
     path::{Path, PathBuf},
-    process::{Child, Command, ExitStatus},
+    process::{Child, Command, ExitStatus, Output},
     sync::{Arc, Mutex, MutexGuard},
     thread,
     time::{Duration, Instant},
@@ -231,13 +231,14 @@ impl Agent {
         format!("{} {verb} --socket {}", self.binary.display(), self.socket().display())
     }
 
+    /// A command of the operator against this agent, whatever comes of it.
+    pub fn output(&self, verb: &str, arguments: &[&str]) -> Result<Output> {
+        let mut command = Command::new(&self.binary);
+        Ok(command.arg(verb).args(arguments).arg("--socket").arg(self.socket()).output()?)
+    }
+
     fn command(&self, verb: &str, arguments: &[&str]) -> Result<String> {
-        let output = Command::new(&self.binary)
-            .arg(verb)
-            .args(arguments)
-            .arg("--socket")
-            .arg(self.socket())
-            .output()?;
+        let output = self.output(verb, arguments)?;
         let error = String::from_utf8_lossy(&output.stderr);
         ensure!(output.status.success(), "bulkhead {verb} {arguments:?}: {}: {error}", output.status);
         Ok(String::from_utf8(output.stdout)?)

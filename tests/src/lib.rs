@@ -5,6 +5,7 @@
 //!          chain ─▶ pod ◀─ kubelet, objects             what starts, and what holds
 //!          endpoints ─▶ services ─▶ proxy               what stands behind a Service, and the way there
 //!          server ◀─▶ probe ─▶ matrix, survey, traffic  what is asked
+//!                       scrape                         what machines are told
 //!                       raw ─▶ sniffer                  what is made by hand, and what arrives
 //!          bench                                        what it costs
 //! ```
@@ -31,6 +32,7 @@ pub mod pod;
 pub mod probe;
 pub mod proxy;
 pub mod raw;
+pub mod scrape;
 pub mod server;
 pub mod services;
 pub mod sniffer;

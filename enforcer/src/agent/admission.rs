@@ -64,6 +64,7 @@ impl Admission {
     pub fn retry(&mut self, node: &mut Node, source: &Source) {
         for mut add in std::mem::take(&mut self.adds) {
             if let Some(answer) = add.attempt(node, source) {
+                node.meters.add_answered(code(&answer), add.since.elapsed());
                 if add.answer.send(answer).is_err() {
                     // The plugin gave up, and the runtime will call DEL.
                     tracing::warn!(
@@ -109,5 +110,14 @@ impl Add {
             self.asked = Asked::Yes;
         }
         matches!(self.asked, Asked::Yes)
+    }
+}
+
+/// As the plugin reports it to the runtime.
+fn code(answer: &CniAnswer) -> u32 {
+    match answer {
+        CniAnswer::Ok => 0,
+        CniAnswer::TryAgain { .. } => 11,
+        CniAnswer::Failed { code, .. } => *code,
     }
 }

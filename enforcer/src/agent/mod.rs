@@ -3,16 +3,21 @@
 //! ```text
 //! source ──── Update ─▶ ┐
 //! socket ─── Command ─▶ ├ run: Node (index, endpoints, kernel) ─▶ Names ─▶ flow pipeline ─▶ records
-//! clock ──── tick ────▶ ┘                                                     ▲ ring buffer
+//! clock ──── tick ────▶ ┘    │                                                ▲ ring buffer
+//!                            └▶ Status, Examination ─▶ handler ─▶ socket, HTTP
 //! ```
 //! Killed at any moment, it leaves programs, maps and links pinned and the node enforcing (fail static);
 //! the next start takes them over.
 mod admission;
+mod arrival;
 mod connections;
+pub mod explain;
+mod handler;
 mod local;
 mod names;
 mod node;
 pub mod overlay;
+pub mod readiness;
 pub mod settings;
 pub mod status;
 
@@ -22,30 +27,32 @@ use std::{
 };
 
 use anyhow::Context;
-use bulkhead_cni::protocol::{CniAnswer, CniRequest};
-use serde_json::Value;
+use bulkhead_cni::protocol::CniRequest;
 use tokio::{
     signal::unix::{SignalKind, signal},
-    sync::{mpsc, oneshot, watch},
+    sync::{mpsc, watch},
     time::{MissedTickBehavior, interval},
 };
 
 use self::{
-    admission::Admission, names::Publisher, node::Node, overlay::Netlink, settings::Settings, status::Status,
+    admission::Admission,
+    arrival::Arrived,
+    handler::{Command, Handler, Survey},
+    names::Publisher,
+    node::Node,
+    overlay::Netlink,
+    settings::Settings,
+    status::Status,
 };
 use crate::{
-    api::{self, FlowQuery},
+    api, events,
     flow::{Pipeline, names::Names, reader::KernelEvents},
+    metrics,
     source::running::Source,
 };
 
 /// How often what nobody tells us is looked at: addresses, idle connections, stale pins.
 const TICK: Duration = Duration::from_secs(2);
-/// What the socket asks of the owner task.
-enum Command {
-    Cni(Box<CniRequest>, oneshot::Sender<CniAnswer>),
-    Status(oneshot::Sender<Status>),
-}
 
 /// Runs until SIGTERM or SIGINT. The node keeps enforcing afterwards.
 pub async fn run(settings: Settings) -> anyhow::Result<()> {
@@ -53,7 +60,9 @@ pub async fn run(settings: Settings) -> anyhow::Result<()> {
     crate::endpoint::store::make_private_directory(&settings.state)
         .with_context(|| format!("cannot make {}", settings.state.display()))?;
     let (names, names_seen) = watch::channel(Arc::new(Names::default()));
-    let (updates_in, mut updates) = mpsc::channel(16);
+    let (updates_in, updates) = mpsc::channel(16);
+    let mut updates = arrival::stamped(updates);
+    let mut backlog = metrics::Backlog::new(started);
     let (fetched_in, mut fetched) = mpsc::channel(64);
     let source = Source::start(&settings.source(), &settings.node_name, updates_in, fetched_in).await?;
     let publisher = Publisher::new(names, source.watcher().cloned());
@@ -64,8 +73,14 @@ pub async fn run(settings: Settings) -> anyhow::Result<()> {
     let flow_settings = settings.flow.of_node(&settings.node_name);
     let flows = Pipeline::start(KernelEvents::new(ring)?, names_seen, &flow_settings)?;
     let (commands_in, mut commands) = mpsc::channel(64);
-    let handler = Handler { commands: commands_in, flows: Arc::clone(&flows.pipeline) };
+    let handler = Handler::new(commands_in, Arc::clone(&flows.pipeline));
     let listener = api::Listener::bind(&settings.socket).await?;
+    // Manifests have no API server that could be told.
+    let told = events::publisher::start(source.client(), &settings.node_name, &node.meters);
+    let http = settings.metrics_address.0.map(|address| {
+        let limits = metrics::server::Limits::default();
+        tokio::spawn(metrics::server::run(address, handler.clone(), node.meters.clone(), limits))
+    });
     let server = tokio::spawn(api::serve(listener, Arc::new(handler), api::Limits::default()));
     tracing::info!(node = settings.node_name, socket = %settings.socket.display(), "agent is up");
 
@@ -78,8 +93,10 @@ pub async fn run(settings: Settings) -> anyhow::Result<()> {
     node.follow_links(netlink.links().await.context("routes cannot be read")?);
     loop {
         tokio::select! {
-            update = updates.recv() => {
-                node.learn(update.context("the source of the cluster's objects ended")?);
+            arrived = updates.recv() => {
+                let Arrived { update, at } = arrived.context("the source of the cluster's objects ended")?;
+                backlog.arrived(at);
+                node.learn(update);
                 admission.retry(&mut node, &source);
             }
             Some(fetched) = fetched.recv() => {
@@ -100,11 +117,16 @@ pub async fn run(settings: Settings) -> anyhow::Result<()> {
                     }
                 },
                 Command::Status(answer) => {
-                    let mut status = Status::of(&node, &settings);
-                    status.source.describe(&source);
+                    let mut status = Status::of(&node, &settings, &source);
                     status.uptime_seconds = started.elapsed().as_secs();
                     status.flows = status::Flows::of(flows.pipeline.counters());
                     let _ = answer.send(status);
+                }
+                Command::Alive(answer) => _ = answer.send(()),
+                Command::Examine(question, answer) => _ = answer.send(node.examine(*question)),
+                Command::Survey(answer) => {
+                    let (index, of) = (node.index.unclaimed(), node.compiler.settings().clone());
+                    let _ = answer.send(Survey { index, settings: of, status: Status::of(&node, &settings, &source) });
                 }
             },
             _ = clock.tick() => {
@@ -115,44 +137,21 @@ pub async fn run(settings: Settings) -> anyhow::Result<()> {
                 node.tick();
                 admission.retry(&mut node, &source);
                 node.sweep_connections(&flows.pipeline);
+                if let Some(told) = &told {
+                    let now = events::warnings(&Status::of(&node, &settings, &source), &node.index, &node.source.problems);
+                    told.send_if_modified(|before| *before != now && { *before = now; true });
+                }
             }
             _ = terminate.recv() => break,
             _ = interrupt.recv() => break,
         }
+        backlog.settle(node.is_in_force(), Instant::now(), &node.meters);
     }
     tracing::info!("agent stops; the node keeps enforcing");
     server.abort();
+    http.iter().for_each(tokio::task::JoinHandle::abort);
     let _ = std::fs::remove_file(&settings.socket); // a plugin then knows at once that nobody is there
     drop(updates); // ends the source
     flows.stop().await;
     Ok(())
-}
-
-/// The socket's side: asks the owner task, or the flow log directly.
-struct Handler {
-    commands: mpsc::Sender<Command>,
-    flows: Arc<Pipeline>,
-}
-
-impl api::Handler for Handler {
-    async fn cni(&self, request: CniRequest) -> CniAnswer {
-        let (answer, answered) = oneshot::channel();
-        let stopping = || CniAnswer::TryAgain { message: "the agent is stopping".to_owned() };
-        if self.commands.send(Command::Cni(Box::new(request), answer)).await.is_err() {
-            return stopping();
-        }
-        answered.await.unwrap_or_else(|_| stopping())
-    }
-
-    async fn status(&self) -> Value {
-        let (answer, answered) = oneshot::channel();
-        if self.commands.send(Command::Status(answer)).await.is_err() {
-            return Value::Null;
-        }
-        answered.await.map_or(Value::Null, |status| serde_json::to_value(status).unwrap_or_default())
-    }
-
-    async fn flows(&self, query: FlowQuery) -> Result<mpsc::Receiver<Value>, String> {
-        self.flows.ring().answer(query)
-    }
 }

@@ -8,6 +8,7 @@ use std::{
 };
 
 use bulkhead_cni::protocol::{AttachmentId, CniAnswer, CniRequest, Sandbox};
+use bulkhead_ebpf::abi::PolicyWord;
 use nix::net::if_::if_nametoindex;
 
 use super::{
@@ -24,6 +25,7 @@ use crate::{
         programs::{Capacity, Programs, Role},
     },
     endpoint::{Endpoint, Endpoints, store::Store},
+    metrics::Meters,
     policy::{self, Compiler},
     source::{Change, Problem, Update},
 };
@@ -47,6 +49,9 @@ pub struct Node {
     pub(super) programs: Programs,
     pub(super) source: SourceState,
     pub(super) health: Health,
+    pub(super) meters: Meters,
+    /// Rule set and generation that the last plan had for each interface; empty when it came to nothing.
+    pub(super) wanted: BTreeMap<u32, PolicyWord>,
     pub(super) links: Links,
     pub(super) ways: Vec<Way>,
     store: Store,
@@ -67,6 +72,21 @@ pub struct SourceState {
     pub synced: bool,
     pub problems: Vec<Problem>,
     pub ignored: BTreeMap<String, usize>,
+    /// When everything had been read, and when the last update came.
+    pub synced_at: Option<Instant>,
+    pub updated: Option<Instant>,
+}
+
+impl SourceState {
+    fn take_in(&mut self, update: Update) {
+        let now = Instant::now();
+        self.updated = Some(now);
+        if update.synced {
+            self.synced_at.get_or_insert(now);
+        }
+        (self.synced, self.problems, self.ignored) = (update.synced, update.problems, update.ignored);
+        self.learned += 1;
+    }
 }
 
 /// How the last update went.
@@ -115,6 +135,8 @@ impl Node {
             programs,
             source: SourceState::default(),
             health: Health::default(),
+            meters: Meters::default(),
+            wanted: BTreeMap::new(),
             links: Links::default(),
             ways: Vec::new(),
             store,
@@ -159,6 +181,9 @@ impl Node {
                 continue;
             }
             let repaired = self.programs.attach(Role::Pod, host_ifname, *host_ifindex);
+            if repaired.is_ok() {
+                self.meters.repaired();
+            }
             let error = repaired.err().map(|error| error_chain(&error));
             tracing::error!(ifname = host_ifname, error, "a program was missing on a pod's interface");
         }
@@ -187,20 +212,15 @@ impl Node {
     }
 
     /// Takes in what the cluster says; the kernel follows at once.
-    pub fn learn(&mut self, update: Update) {
+    pub fn learn(&mut self, mut update: Update) {
         let of_nodes = update.changes.iter().any(|change| change.kind() == Kind::Node);
-        for change in update.changes {
+        for change in std::mem::take(&mut update.changes) {
             match change {
                 Change::Upsert(object) => self.index.apply(object),
                 Change::Delete(object) => self.index.delete(&object),
             };
         }
-        self.source = SourceState {
-            learned: self.source.learned + 1,
-            synced: update.synced,
-            problems: update.problems,
-            ignored: update.ignored,
-        };
+        self.source.take_in(update);
         self.names.look_again();
         if of_nodes {
             self.guard_ways(); // before anything is opened that is to be judged there
@@ -224,9 +244,15 @@ impl Node {
             Err(error) => {
                 let error = error_chain(&error);
                 tracing::error!(error, "the kernel is not up to date");
+                self.meters.update_failed();
                 self.health.error = Some(error);
             }
         }
+    }
+
+    /// The kernel holds everything that has been learnt.
+    pub fn is_in_force(&self) -> bool {
+        self.source.synced && self.health.error.is_none()
     }
 
     /// Rules that nothing reaches any more may take up the room that is missing.
@@ -257,11 +283,18 @@ impl Node {
         self.health.updates += 1;
         let touched = self.index.take_touched();
         let renamed = self.names.follow_services(&self.index, &touched);
+        let began = Instant::now();
+        self.wanted.clear();
         let planned = self.tables.plan(&mut self.compiler, &self.index, &touched, &locals);
         let plan = planned.inspect_err(|_| self.names.forget())?;
+        self.wanted.extend(plan.endpoints.iter().map(|(ifindex, record)| (*ifindex, record.policy)));
+        self.meters.planned(began.elapsed());
         // Names first: no event may come from a number that the flow log cannot resolve.
         self.publish_names(&touched, &renamed, &plan);
-        self.tables.carry_out(plan).inspect_err(|_| self.names.forget())
+        let began = Instant::now();
+        let written = self.tables.carry_out(plan).inspect_err(|_| self.names.forget());
+        self.meters.written(began.elapsed());
+        written
     }
 
     /// ADD: returns when programs and rules are in the kernel. Undoes what it did when it cannot.

@@ -1,6 +1,6 @@
 //! The agent's settings: flags, or the environment variable of the same name.
 
-use std::path::PathBuf;
+use std::{net::SocketAddr, path::PathBuf, str::FromStr};
 
 use bulkhead_ebpf::abi::ORIGINS;
 use clap::{Args, ValueEnum};
@@ -39,6 +39,15 @@ pub struct Settings {
     /// Directory of the node's CNI configurations; status says whether bulkhead is in the chain there.
     #[arg(long, env = "BULKHEAD_CNI_CONF_DIR", value_name = "DIR", default_value = "/etc/cni/net.d")]
     pub cni_conf_dir: PathBuf,
+    /// Where Prometheus metrics and the kubelet's probes are answered (/metrics, /healthz, /readyz), or `none`.
+    /// Pods reach their own node, so an address other than loopback is open to them too.
+    #[arg(
+        long,
+        env = "BULKHEAD_METRICS_ADDRESS",
+        value_name = "ADDRESS:PORT|none",
+        default_value = "127.0.0.1:9964"
+    )]
+    pub metrics_address: MetricsAddress,
     #[command(flatten)]
     pub flow: FlowSettings,
     #[command(flatten)]
@@ -76,6 +85,24 @@ fn mark_mask(text: &str) -> Result<u32, String> {
         Ok(mask)
     } else {
         Err("it is not twelve neighbouring bits, such as 0xfff00000".to_owned())
+    }
+}
+
+/// `None`: nowhere.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct MetricsAddress(pub Option<SocketAddr>);
+
+impl FromStr for MetricsAddress {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        match text {
+            "none" => Ok(Self(None)),
+            text => text.parse().map(|address| Self(Some(address))).map_err(|_| {
+                "it is neither `none` nor an address with a port, such as 127.0.0.1:9964 or [::]:9964"
+                    .to_owned()
+            }),
+        }
     }
 }
 

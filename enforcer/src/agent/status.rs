@@ -9,12 +9,13 @@ use std::{
 use comfy_table::{ContentArrangement, Table, presets};
 use serde::{Deserialize, Serialize};
 
-use super::{node::Node, overlay::Way, settings::Settings};
+use super::{node::Node, overlay::Way, readiness, settings::Settings};
 use crate::{
     cluster::object::Kind,
+    datapath::ruling::Lookup,
     flow::Counters,
     policy::model::DirectionRules,
-    source::{self, kubernetes::WatchStatus},
+    source::{kubernetes::WatchStatus, running},
 };
 
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
@@ -24,6 +25,9 @@ pub struct Status {
     pub version: String,
     /// Seconds since the agent started.
     pub uptime_seconds: u64,
+    /// The node enforces what the cluster says; otherwise why not.
+    pub ready: bool,
+    pub not_ready: Vec<String>,
     pub source: Source,
     pub endpoints: Vec<Endpoint>,
     pub datapath: Datapath,
@@ -49,6 +53,9 @@ pub struct Source {
     pub learned: u64,
     /// Everything was read once; nothing is enforced anew before.
     pub synced: bool,
+    /// Seconds since then, and since the last change came in.
+    pub synced_seconds: Option<u64>,
+    pub age_seconds: Option<u64>,
     /// Objects in force, by kind.
     pub objects: BTreeMap<String, usize>,
     /// Files or objects that are not in force, one line each.
@@ -68,8 +75,16 @@ pub struct Endpoint {
     /// Policies that isolate the pod; empty: open in this direction.
     pub ingress: Vec<String>,
     pub egress: Vec<String>,
+    /// `None`: shared.
+    pub tenant: Option<String>,
+    /// Number of what selectors in force can tell the pod by.
+    pub identity: u32,
+    /// As the kernel's own record has them.
     pub rule_set: u32,
     pub generation: u32,
+    /// As last planned; `None`: the last plan came to nothing, and nobody knows.
+    pub wanted_rule_set: Option<u32>,
+    pub wanted_generation: Option<u32>,
     /// The kernel holds what the policies say.
     pub up_to_date: bool,
 }
@@ -93,6 +108,8 @@ pub struct Datapath {
     pub maps: BTreeMap<String, Fill>,
     /// Packets by reason since the maps were created.
     pub packets: BTreeMap<String, u64>,
+    /// Programs put back that somebody had taken off a pod's interface.
+    pub repairs: u64,
     /// Events that found the ring buffer full; connections that found the table full.
     pub lost_events: u64,
     pub lost_connections: u64,
@@ -145,16 +162,15 @@ impl Flows {
     }
 }
 
-impl Source {
-    pub fn describe(&mut self, source: &source::running::Source) {
-        // What was sent is read last: all that these versions stand for is in it.
-        (self.kind, self.path, self.watches) = (source.name().to_owned(), source.place(), source.watches());
-        self.sent = source.sent();
-    }
-}
-
 impl Status {
-    pub fn of(node: &Node, settings: &Settings) -> Self {
+    pub fn of(node: &Node, settings: &Settings, source: &running::Source) -> Self {
+        let mut status = Self::as_it_is(node, settings, source);
+        status.not_ready = readiness::reasons(&status);
+        status.ready = status.not_ready.is_empty();
+        status
+    }
+
+    fn as_it_is(node: &Node, settings: &Settings, source: &running::Source) -> Self {
         let index = &node.index;
         let objects = [
             ("Namespace", index.namespaces().count()),
@@ -169,12 +185,17 @@ impl Status {
             node: settings.node_name.clone(),
             version: env!("CARGO_PKG_VERSION").to_owned(),
             source: Source {
+                kind: source.name().to_owned(),
+                path: source.place(),
+                watches: source.watches(),
+                sent: source.sent(), // read last: all that these versions stand for is in it
                 synced: node.source.synced,
+                synced_seconds: node.source.synced_at.map(seconds_since),
+                age_seconds: node.source.updated.map(seconds_since),
                 objects: objects.into_iter().map(|(kind, n)| (kind.to_owned(), n)).collect(),
                 learned: node.source.learned,
                 problems: node.source.problems.iter().map(ToString::to_string).collect(),
                 ignored: node.source.ignored.clone(),
-                ..Source::default()
             },
             chain: Chain::read(&settings.cni_conf_dir),
             endpoints: node.endpoints.iter().map(|endpoint| Endpoint::of(node, endpoint)).collect(),
@@ -192,8 +213,11 @@ impl Status {
             writeln!(out, "{name:<16}{value}").expect("a string takes everything");
         };
         line("Node", format!("{} (bulkhead {}, up {} s)", self.node, self.version, self.uptime_seconds));
-        let synced = if self.source.synced { "in sync" } else { "not read yet" };
-        line("Source", format!("{} {}: {synced}", self.source.kind, self.source.path));
+        line("Ready", if self.ready { "yes" } else { "NO" }.to_owned());
+        for reason in &self.not_ready {
+            line("Not ready", reason.clone());
+        }
+        line("Source", format!("{} {}: {}", self.source.kind, self.source.path, self.source.age()));
         for (kind, watch) in &self.source.watches {
             line("Watch", format!("{kind}: {}", watch.summary()));
         }
@@ -238,39 +262,41 @@ impl Status {
             "Lost",
             format!("{} events, {} connections", self.datapath.lost_events, self.datapath.lost_connections),
         );
+        if self.datapath.repairs > 0 {
+            line("Repairs", format!("{} programs were put back on pods' interfaces", self.datapath.repairs));
+        }
         let packets: BTreeMap<_, _> =
             self.datapath.packets.iter().filter(|(_, n)| **n > 0).map(|(k, n)| (k.clone(), *n)).collect();
         line("Packets", counts(&packets));
 
-        let mut table = Table::new();
-        table.load_preset(presets::NOTHING).set_content_arrangement(ContentArrangement::Disabled);
-        table.set_header(["ID", "POD", "INTERFACE", "ADDRESSES", "INGRESS", "EGRESS", "GENERATION", "STATE"]);
-        for endpoint in &self.endpoints {
-            let policies =
-                |names: &[String]| if names.is_empty() { "open".to_owned() } else { names.join(",") };
-            table.add_row([
-                endpoint.id.to_string(),
-                endpoint.pod.clone(),
-                endpoint.interface.clone(),
-                endpoint.addresses.join(","),
-                policies(&endpoint.ingress),
-                policies(&endpoint.egress),
-                endpoint.generation.to_string(),
-                if endpoint.up_to_date { "enforced" } else { "not up to date" }.to_owned(),
-            ]);
+        format!("{out}\n{}\n", Endpoint::table(&self.endpoints))
+    }
+}
+
+impl Source {
+    /// For people.
+    fn age(&self) -> String {
+        match (self.synced, self.synced_seconds, self.age_seconds) {
+            (false, ..) => "not read yet".to_owned(),
+            (true, Some(synced), Some(age)) => {
+                format!("in sync for {synced} s, last change {age} s ago")
+            }
+            (true, ..) => "in sync".to_owned(),
         }
-        format!("{out}\n{table}\n")
     }
 }
 
 impl Endpoint {
     fn of(node: &Node, endpoint: &crate::endpoint::Endpoint) -> Self {
         let pod = endpoint.pod();
+        let ifindex = endpoint.sandbox.host_ifindex;
         let compiled = pod.as_ref().and_then(|pod| node.compiler.compiled().endpoints.get(pod));
-        let record = node.tables.actual().endpoints.get(&endpoint.sandbox.host_ifindex);
+        // Asked of the kernel itself, not of our mirror.
+        let record = node.tables.kernel_ref().endpoint(ifindex).ok().flatten();
         let word = record.map(|record| record.policy).unwrap_or_default();
         let names = |rules: &DirectionRules| rules.policies.iter().map(|p| p.policy.to_string()).collect();
-        let wanted = compiled.and_then(|policy| node.tables.numbers().rule_sets.get(&policy.rules));
+        let rule_set = compiled.and_then(|policy| node.tables.numbers().rule_sets.get(&policy.rules));
+        let wanted = node.wanted.get(&ifindex);
         Self {
             id: endpoint.id,
             pod: pod.map(|pod| pod.to_string()).unwrap_or_default(),
@@ -279,10 +305,59 @@ impl Endpoint {
             addresses: endpoint.sandbox.addresses.iter().map(ToString::to_string).collect(),
             ingress: compiled.map(|policy| names(&policy.rules.ingress)).unwrap_or_default(),
             egress: compiled.map(|policy| names(&policy.rules.egress)).unwrap_or_default(),
+            tenant: compiled.and_then(|policy| policy.tenant.clone()),
+            identity: record.map(|record| record.identity).unwrap_or_default(),
             rule_set: word.rule_set(),
             generation: word.generation(),
-            up_to_date: record.is_some() && wanted == Some(word.rule_set()) && node.health.error.is_none(),
+            wanted_rule_set: wanted.map(|word| word.rule_set()),
+            wanted_generation: wanted.map(|word| word.generation()),
+            up_to_date: record.is_some()
+                && rule_set == Some(word.rule_set())
+                && wanted == Some(&word)
+                && node.health.error.is_none(),
         }
+    }
+
+    /// For people.
+    pub fn table<'a>(endpoints: impl IntoIterator<Item = &'a Self>) -> Table {
+        let mut table = Table::new();
+        table.load_preset(presets::NOTHING).set_content_arrangement(ContentArrangement::Disabled);
+        table.set_header([
+            "ID",
+            "POD",
+            "INTERFACE",
+            "ADDRESSES",
+            "IDENTITY",
+            "TENANT",
+            "INGRESS",
+            "EGRESS",
+            "GENERATION",
+            "STATE",
+        ]);
+        for endpoint in endpoints {
+            let policies = |names: &[String]| match names {
+                [] => "open".to_owned(),
+                names => format!("isolated: {}", names.join(",")),
+            };
+            let generation = match endpoint.wanted_generation {
+                Some(wanted) if wanted == endpoint.generation => wanted.to_string(),
+                Some(wanted) => format!("{} (wanted {wanted})", endpoint.generation),
+                None => format!("{} (wanted ?)", endpoint.generation),
+            };
+            table.add_row([
+                endpoint.id.to_string(),
+                endpoint.pod.clone(),
+                endpoint.interface.clone(),
+                endpoint.addresses.join(","),
+                endpoint.identity.to_string(),
+                endpoint.tenant.clone().unwrap_or_else(|| "-".to_owned()),
+                policies(&endpoint.ingress),
+                policies(&endpoint.egress),
+                generation,
+                if endpoint.up_to_date { "enforced" } else { "NOT UP TO DATE" }.to_owned(),
+            ]);
+        }
+        table
     }
 }
 
@@ -305,6 +380,7 @@ impl Datapath {
             addresses: actual.peers.len() + actual.prefixes.len(),
             services: actual.services.len(),
             maps: maps.collect(),
+            repairs: node.meters.repairs(),
             packets: packets.into_iter().map(|(reason, n)| (reason.name().to_owned(), n)).collect(),
             lost_events,
             lost_connections,
@@ -333,7 +409,47 @@ impl Chain {
     }
 }
 
+fn seconds_since(at: std::time::Instant) -> u64 {
+    at.elapsed().as_secs()
+}
+
 fn counts<N: std::fmt::Display>(counts: &BTreeMap<String, N>) -> String {
     let parts: Vec<String> = counts.iter().map(|(name, n)| format!("{name} {n}")).collect();
     if parts.is_empty() { "none".to_owned() } else { parts.join(", ") }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn people_are_told_whether_the_node_is_ready_and_how_old_its_knowledge_is() {
+        let mut status = Status { node: "n1".into(), version: "1".into(), ready: true, ..Status::default() };
+        status.source = Source {
+            kind: "manifests".into(),
+            path: "/m".into(),
+            synced: true,
+            synced_seconds: Some(90),
+            age_seconds: Some(3),
+            ..Source::default()
+        };
+        let line = |status: &Status, name: &str| {
+            let text = status.render();
+            let lines = text.lines().filter(|line| line.split("  ").next() == Some(name));
+            lines.map(|line| line[name.len()..].trim().to_owned()).collect::<Vec<_>>()
+        };
+        assert_eq!(line(&status, "Ready"), ["yes"]);
+        assert_eq!(line(&status, "Source"), ["manifests /m: in sync for 90 s, last change 3 s ago"]);
+        assert_eq!(line(&status, "Repairs"), [""; 0]);
+
+        status.source = Source { synced: false, ..status.source };
+        status.datapath.error = Some("map RULES is too small".into());
+        status.datapath.repairs = 2;
+        status.not_ready = readiness::reasons(&status);
+        status.ready = false;
+        assert_eq!(line(&status, "Ready"), ["NO"]);
+        assert_eq!(line(&status, "Not ready").len(), 2, "{}", status.render());
+        assert_eq!(line(&status, "Source"), ["manifests /m: not read yet"]);
+        assert_eq!(line(&status, "Repairs"), ["2 programs were put back on pods' interfaces"]);
+    }
 }

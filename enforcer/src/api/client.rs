@@ -12,6 +12,7 @@ use tokio::{net::UnixStream, time::timeout};
 use tokio_util::codec::{Framed, LinesCodec, LinesCodecError};
 
 use super::{Answer, FlowQuery, MAX_ANSWER, Query};
+use crate::policy::question::Question;
 
 /// How long the agent may take for an answer that does not depend on the network.
 const PATIENCE: Duration = Duration::from_secs(10);
@@ -43,12 +44,40 @@ pub enum ClientError {
 
 /// The agent's status.
 pub async fn status(socket: &Path) -> Result<Value, ClientError> {
-    let mut agent = Connection::open(socket, &Query::Status).await?;
+    one(socket, &Query::Status, |answer| match answer {
+        Answer::Status(status) => Some(status),
+        _ => None,
+    })
+    .await
+}
+
+/// Why a connection would be allowed or not.
+pub async fn explain(socket: &Path, question: Question) -> Result<Value, ClientError> {
+    one(socket, &Query::Explain(question), |answer| match answer {
+        Answer::Explanation(explanation) => Some(explanation),
+        _ => None,
+    })
+    .await
+}
+
+/// Who is not covered by any policy.
+pub async fn coverage(socket: &Path) -> Result<Value, ClientError> {
+    one(socket, &Query::Coverage, |answer| match answer {
+        Answer::Coverage(coverage) => Some(coverage),
+        _ => None,
+    })
+    .await
+}
+
+/// One question with one line for an answer.
+async fn one(
+    socket: &Path,
+    query: &Query,
+    read: impl FnOnce(Answer) -> Option<Value>,
+) -> Result<Value, ClientError> {
+    let mut agent = Connection::open(socket, query).await?;
     match timeout(PATIENCE, agent.answer()).await {
-        Ok(Ok(Answer::Status(status))) => Ok(status),
-        Ok(Ok(Answer::Record(_) | Answer::End | Answer::Error(_))) => {
-            Err(ClientError::Garbled { socket: socket.to_owned() })
-        }
+        Ok(Ok(answer)) => read(answer).ok_or_else(|| ClientError::Garbled { socket: socket.to_owned() }),
         Ok(Err(error)) => Err(error),
         Err(_) => Err(ClientError::Silent { socket: socket.to_owned() }),
     }
@@ -65,7 +94,7 @@ pub async fn flows(
         match agent.answer().await? {
             Answer::Record(record) => Ok(Some((record, agent))),
             Answer::End => Ok(None),
-            Answer::Status(_) | Answer::Error(_) => Err(ClientError::Garbled { socket: agent.socket }),
+            _ => Err(ClientError::Garbled { socket: agent.socket }),
         }
     });
     Ok(records.boxed())

@@ -4,6 +4,8 @@
 //! bulkhead-cni ──▶ {"cni":"ADD",…}      ◀── {"answer":"ok"}
 //! bulkhead …   ──▶ {"query":"status"}   ◀── {"status":{…}}
 //!              ──▶ {"query":"flows",…}  ◀── {"record":{…}} … {"end":null}
+//!              ──▶ {"query":"explain",…} ◀── {"explanation":{…}}
+//!              ──▶ {"query":"coverage"} ◀── {"coverage":{…}}
 //! ```
 //!
 //! `listener` guards the door, `server` bounds what one caller can cost, a [`Handler`] knows the answers, and
@@ -22,7 +24,9 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use tokio::sync::mpsc;
 
-pub use client::{ClientError, flows, status};
+use crate::policy::question::Question;
+
+pub use client::{ClientError, coverage, explain, flows, status};
 pub use listener::{BindError, Listener};
 pub use server::{Limits, serve};
 
@@ -37,6 +41,12 @@ pub trait Handler: Send + Sync + 'static {
 
     /// Everything an operator asks first, as JSON.
     fn status(&self) -> impl Future<Output = Value> + Send;
+
+    /// Why a connection would be allowed or not. The error is for the caller, for instance about an unknown pod.
+    fn explain(&self, question: Question) -> impl Future<Output = Result<Value, String>> + Send;
+
+    /// Who is not covered by any policy.
+    fn coverage(&self) -> impl Future<Output = Result<Value, String>> + Send;
 
     /// Records, oldest first. The channel closes after the last one; with `follow` it stays open until the caller
     /// leaves, which the sender sees as a closed channel. A caller who reads slowly fills the channel, so senders must
@@ -56,6 +66,8 @@ pub enum Request {
 pub enum Query {
     Status,
     Flows(FlowQuery),
+    Explain(Question),
+    Coverage,
 }
 
 /// Which flow records are wanted.
@@ -76,6 +88,8 @@ pub struct FlowQuery {
 #[serde(rename_all = "camelCase")]
 pub enum Answer {
     Status(Value),
+    Explanation(Value),
+    Coverage(Value),
     Record(Value),
     /// All records have been sent: tells a complete answer from an agent that died on the way.
     End,

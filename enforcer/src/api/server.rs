@@ -129,6 +129,14 @@ impl Caller {
                     let status = handler.status().await;
                     self.send(&Answer::Status(status)).await?;
                 }
+                Ok(Request::Query(Query::Explain(question))) => {
+                    let explained = handler.explain(question).await;
+                    self.send(&explained.map_or_else(Answer::Error, Answer::Explanation)).await?;
+                }
+                Ok(Request::Query(Query::Coverage)) => {
+                    let covered = handler.coverage().await;
+                    self.send(&covered.map_or_else(Answer::Error, Answer::Coverage)).await?;
+                }
                 Ok(Request::Query(Query::Flows(query))) => self.flows(handler, query, followers).await?,
                 Err(Unreadable::Cni(answer)) => self.send(&answer).await?,
                 Err(Unreadable::Query(answer)) => self.send(&answer).await?,

@@ -26,7 +26,11 @@ use tokio::{
     time::timeout,
 };
 
-use super::{BindError, ClientError, FlowQuery, Handler, Limits, Listener, MAX_ANSWER, flows, serve, status};
+use super::{
+    BindError, ClientError, FlowQuery, Handler, Limits, Listener, MAX_ANSWER, coverage, explain, flows,
+    serve, status,
+};
+use crate::policy::{probe::ProbeProtocol, question::Question};
 
 /// Far longer than anything here takes; bounds a test that would hang.
 const PATIENCE: Duration = Duration::from_secs(20);
@@ -48,6 +52,17 @@ impl Handler for FakeAgent {
 
     async fn status(&self) -> Value {
         self.status.lock().unwrap().clone()
+    }
+
+    async fn explain(&self, question: Question) -> Result<Value, String> {
+        if question.to.port.is_none() {
+            return Err("a TCP probe needs a port".into());
+        }
+        Ok(json!(question))
+    }
+
+    async fn coverage(&self) -> Result<Value, String> {
+        Ok(json!({"totals": {"pods": 3}}))
     }
 
     async fn flows(&self, query: FlowQuery) -> Result<mpsc::Receiver<Value>, String> {
@@ -140,6 +155,36 @@ async fn status_comes_whole() {
     assert!(
         matches!(status(&stage.socket).await, Err(ClientError::Refused(why)) if why.contains("larger than"))
     );
+}
+
+#[tokio::test]
+async fn questions_about_policy_reach_the_handler_and_its_refusals_the_caller() {
+    let stage = Stage::usual().await;
+    let question = |to: &str| Question {
+        from: "shop/cart".parse().unwrap(),
+        to: to.parse().unwrap(),
+        protocol: ProbeProtocol::Tcp,
+        family: None,
+    };
+    let asked = question("service:shop/database:5432");
+    assert_eq!(explain(&stage.socket, asked.clone()).await.unwrap(), json!(asked));
+    let refused = explain(&stage.socket, question("shop/database")).await;
+    assert!(
+        matches!(&refused, Err(ClientError::Refused(why)) if why == "a TCP probe needs a port"),
+        "{refused:?}"
+    );
+    assert_eq!(coverage(&stage.socket).await.unwrap(), json!({"totals": {"pods": 3}}));
+    for (line, why) in [
+        (r#"{"query":"explain","from":"shop/cart","to":"cart:80","protocol":"TCP"}"#, "`cart:80` is none of"),
+        (r#"{"query":"explain","from":"shop/cart","to":"a/b:80","protocol":"GRE"}"#, "unknown variant `GRE`"),
+        (r#"{"query":"explain","from":"shop/cart","protocol":"TCP"}"#, "missing field `to`"),
+        (r#"{"query":"explain","from":"a/b","to":"a/b:1","protocol":"TCP","x":1}"#, "unknown field `x`"),
+        (r#"{"query":"explained"}"#, "unknown variant `explained`"),
+    ] {
+        let answer = stage.exchange(line).await;
+        let said = answer["error"].as_str().unwrap_or_default();
+        assert!(said.contains(why), "{line}: {answer}");
+    }
 }
 
 #[tokio::test]

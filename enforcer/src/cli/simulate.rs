@@ -17,6 +17,7 @@ use anyhow::{Context, bail};
 use comfy_table::{Cell, Table, presets};
 use serde::Serialize;
 
+use super::manifests;
 use crate::{
     agent::settings::PolicySettings,
     cluster::Index,
@@ -25,7 +26,6 @@ use crate::{
         Answer, Probe, Settings, Simulator,
         probe::{EndpointRef, Family, ProbeProtocol, Verdict},
     },
-    source::manifest,
 };
 
 /// Answers from manifests alone whether connections would be allowed, and by which rule.
@@ -126,7 +126,7 @@ struct Question {
 /// Answers on `out`; what is wrong with the manifests, and what of them is not used, on `err`. An error means
 /// that nothing could be asked: exit status 2.
 pub fn run(args: &Args, out: &mut impl Write, err: &mut impl Write) -> anyhow::Result<ExitCode> {
-    let index = index(&args.filenames, err)?;
+    let index = manifests::index(&args.filenames, err)?;
     let questions = questions(args, &index)?;
     let mut engine = engine(args.engine, index, args.settings());
     let outcomes: Vec<Outcome> = questions.into_iter().map(|q| q.put_to(engine.as_mut())).collect();
@@ -154,27 +154,6 @@ fn engine(kind: EngineKind, index: Index, settings: Settings) -> Box<dyn Engine>
         EngineKind::Compiler => Box::new(Simulator::new(index, settings)),
         EngineKind::Kernel => Box::new(KernelEngine::new(Simulator::new(index, settings))),
     }
-}
-
-fn index(paths: &[PathBuf], err: &mut impl Write) -> anyhow::Result<Index> {
-    for path in paths {
-        // A mistyped path would otherwise mean "no policies", and all would be allowed.
-        let listed =
-            if path.is_dir() { fs::read_dir(path).map(drop) } else { fs::File::open(path).map(drop) };
-        listed.with_context(|| format!("cannot read {}", path.display()))?;
-    }
-    let loaded = manifest::load(paths);
-    for problem in &loaded.problems {
-        writeln!(err, "{problem}")?;
-    }
-    for (kind, count) in &loaded.ignored {
-        writeln!(err, "not used: {count} of kind {kind}")?;
-    }
-    let mut index = Index::new(None);
-    for located in loaded.objects {
-        index.apply(located.object);
-    }
-    Ok(index)
 }
 
 fn questions(args: &Args, index: &Index) -> anyhow::Result<Vec<Question>> {

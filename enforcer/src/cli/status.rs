@@ -1,6 +1,10 @@
 //! `bulkhead status`.
 
-use std::{io::Write, path::PathBuf, process::ExitCode};
+use std::{
+    io::Write,
+    path::{Path, PathBuf},
+    process::ExitCode,
+};
 
 use anyhow::Context;
 use bulkhead_cni::config::DEFAULT_SOCKET;
@@ -25,9 +29,7 @@ pub enum Output {
 }
 
 pub async fn run(args: &Args, out: &mut impl Write) -> anyhow::Result<ExitCode> {
-    let answer = api::status(&args.socket).await?;
-    let status: Status =
-        serde_json::from_value(answer).context("the agent's answer is of another version")?;
+    let status = ask(&args.socket).await?;
     match args.output {
         Output::Json => {
             serde_json::to_writer_pretty(&mut *out, &status)?;
@@ -36,4 +38,9 @@ pub async fn run(args: &Args, out: &mut impl Write) -> anyhow::Result<ExitCode> 
         Output::Table => out.write_all(status.render().as_bytes())?,
     }
     Ok(ExitCode::SUCCESS)
+}
+
+pub(super) async fn ask(socket: &Path) -> anyhow::Result<Status> {
+    let answer = api::status(socket).await?;
+    serde_json::from_value(answer).context("the agent's answer is of another version")
 }

@@ -3,6 +3,8 @@
 //! Objects come from a source; addresses of this node's interfaces, flannel's network and attachments come
 //! from this machine. The index answers who owns an address; what that means is `policy`'s business.
 
+mod narrowed;
+
 use std::{
     borrow::Cow,
     collections::{BTreeMap, BTreeSet},

@@ -54,6 +54,11 @@ pub enum Kind {
     EndpointSlice,
 }
 
+impl Kind {
+    pub const ALL: [Self; 6] =
+        [Self::Namespace, Self::Pod, Self::Node, Self::NetworkPolicy, Self::Service, Self::EndpointSlice];
+}
+
 impl fmt::Display for Kind {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         fmt::Debug::fmt(self, f)

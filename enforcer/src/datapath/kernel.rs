@@ -1,5 +1,7 @@
 //! The kernel's maps behind one small trait: all that the agent may read from or write to them.
 
+mod lookup;
+
 use std::{collections::BTreeMap, net::IpAddr, path::Path};
 
 use aya::{

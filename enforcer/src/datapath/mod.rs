@@ -12,6 +12,7 @@ mod ledger;
 mod numbers;
 mod overlay;
 pub mod programs;
+pub mod ruling;
 mod sizes;
 pub mod sweep;
 mod table;

@@ -82,15 +82,18 @@ impl Simulator {
             let [egress, ingress] = self.sides(&flow);
             return Ok(Answer { verdict: egress.verdict.max(ingress.verdict), egress, ingress });
         };
-        let sides = translated.flows.iter().map(|flow| {
-            let is_hairpin = flow.src.address == flow.dst.address;
-            if is_hairpin { self.hairpin(flow) } else { self.sides(flow) }
-        });
-        let sides: Vec<_> = sides.collect();
+        let sides: Vec<_> = translated.flows.iter().map(|flow| self.translated_sides(flow)).collect();
         Ok(translated.answer(&sides, self.before_translation(&flow)))
     }
 
-    fn sides(&mut self, flow: &Flow) -> [Side; 2] {
+    /// What both ends say to a connection that a Service has led here.
+    pub(super) fn translated_sides(&mut self, flow: &Flow) -> [Side; 2] {
+        let is_hairpin = flow.src.address == flow.dst.address;
+        if is_hairpin { self.hairpin(flow) } else { self.sides(flow) }
+    }
+
+    /// What egress and ingress say.
+    pub(super) fn sides(&mut self, flow: &Flow) -> [Side; 2] {
         [self.side(flow, Direction::Egress), self.side(flow, Direction::Ingress)]
     }
 
@@ -157,7 +160,7 @@ impl Simulator {
     }
 
     /// Judges one end by its own node's rules, seeing of the other end only the address.
-    fn side(&mut self, flow: &Flow, direction: Direction) -> Side {
+    pub(crate) fn side(&mut self, flow: &Flow, direction: Direction) -> Side {
         let (own, other) = match direction {
             Direction::Egress => (&flow.src, &flow.dst),
             Direction::Ingress => (&flow.dst, &flow.src),

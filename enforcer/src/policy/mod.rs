@@ -8,14 +8,17 @@
 mod classify;
 pub mod compile;
 pub mod compiler;
+pub mod coverage;
 mod entries;
 pub mod evaluate;
+pub mod explain;
 mod frontends;
 pub mod lookup;
 pub mod model;
 mod ports;
 mod prefixes;
 pub mod probe;
+pub mod question;
 pub mod scope;
 mod service;
 pub mod tenant;

@@ -80,6 +80,14 @@ impl Source {
         }
     }
 
+    /// Of the API server, where there is one.
+    pub fn client(&self) -> Option<kube::Client> {
+        match self {
+            Self::Manifests { .. } => None,
+            Self::Kubernetes(kubernetes) => Some(kubernetes.client()),
+        }
+    }
+
     /// By kind; empty where there are none.
     pub fn watches(&self) -> BTreeMap<Kind, WatchStatus> {
         match self {

@@ -3,6 +3,7 @@
 
 mod capacity;
 mod incremental;
+mod ruling;
 mod services;
 
 use std::{

@@ -97,6 +97,10 @@ impl Kubernetes {
         self.access.server()
     }
 
+    pub fn client(&self) -> kube::Client {
+        self.access.client()
+    }
+
     pub fn health(&self) -> &Health {
         &self.health
     }

@@ -1,0 +1,5 @@
+//! What operators and machines are told is what packets meet.
+#![expect(clippy::unwrap_used, reason = "tests")]
+
+mod explained;
+mod watched;

@@ -89,10 +89,20 @@ fn disagreements(lab: &Lab, matrix: &lab::Matrix, port: u16) -> Vec<String> {
     wrong
 }
 
+/// One lab for all: loading programs is what takes time here.
 #[test]
-fn explanations_are_what_pods_meet_and_name_what_decides() {
+fn operators_are_told_what_is_open_what_was_repaired_and_what_pods_meet() {
     let lab = stage();
-    let [reached, denied] = every_pair_agrees(&lab, "without policies");
+    let untouched = lab.manifests().snapshot().unwrap();
+    coverage_and_endpoints_tell_who_is_open(&lab);
+    lab.manifests().restore(&untouched).unwrap();
+    refresh(&lab);
+    a_program_that_somebody_took_off_is_told_repaired_and_counted(&lab);
+    explanations_are_what_pods_meet_and_name_what_decides(&lab);
+}
+
+fn explanations_are_what_pods_meet_and_name_what_decides(lab: &Lab) {
+    let [reached, denied] = every_pair_agrees(lab, "without policies");
     assert_eq!((reached, denied), (40, 0), "a shared namespace and one tenant are not apart");
 
     lab.policy(
@@ -109,8 +119,8 @@ fn explanations_are_what_pods_meet_and_name_what_decides() {
     )
     .unwrap();
     lab.label("Namespace", "ops", ("bulkhead.io/tenant", "blue")).unwrap();
-    refresh(&lab);
-    let [reached, denied] = every_pair_agrees(&lab, "with policies and tenants");
+    refresh(lab);
+    let [reached, denied] = every_pair_agrees(lab, "with policies and tenants");
     // Out of far nothing (8); into db only web at 80 (5 more); nothing between red and blue (4).
     assert_eq!((reached, denied), (23, 17));
 
@@ -163,9 +173,7 @@ fn explanations_are_what_pods_meet_and_name_what_decides() {
     }
 }
 
-#[test]
-fn a_program_that_somebody_took_off_is_told_repaired_and_counted() {
-    let lab = stage();
+fn a_program_that_somebody_took_off_is_told_repaired_and_counted(lab: &Lab) {
     let agent = lab.agent(1);
     let ifname = |endpoint: &Value| endpoint["interface"].as_str().unwrap().to_owned();
     let endpoints: Value = serde_json::from_slice(
@@ -189,9 +197,7 @@ fn a_program_that_somebody_took_off_is_told_repaired_and_counted() {
     assert_eq!(explain(agent, "shop/web", "shop/db:80")["kernel"][1]["differs"], json!([]));
 }
 
-#[test]
-fn coverage_and_endpoints_tell_who_is_open() {
-    let lab = stage();
+fn coverage_and_endpoints_tell_who_is_open(lab: &Lab) {
     lab.policy("shop/guard", "db", "policyTypes: [Ingress, Egress]").unwrap();
     lab.settle().unwrap();
     let coverage = |arguments: &[&str]| {

@@ -7,7 +7,7 @@ use std::{
 
 use bulkhead::{
     agent::{self, settings::Settings},
-    cli,
+    allocator, cli,
 };
 use clap::{Parser, Subcommand};
 use tracing_subscriber::EnvFilter;
@@ -33,6 +33,7 @@ enum Command {
 }
 
 fn main() -> ExitCode {
+    allocator::use_one_arena();
     let command = Cli::parse().command;
     let runtime = match tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build() {
         Ok(runtime) => runtime,

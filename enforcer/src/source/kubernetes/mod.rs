@@ -5,7 +5,7 @@
 //! fetch (one pod, at ADD) ─── News ─▶                  ─ Fetched ▶
 //! ```
 //! Every kind is listed in pages and then watched; a watch that breaks goes on from where it stood, and one that
-//! cannot is listed anew. What that means for enforcement is [`mirror`]'s business.
+//! cannot is listed anew. What that means for enforcement is the business of `mirror`.
 //!
 //! Why not kube's own `watcher`: on an event that it cannot decode it goes on behind it, and the change is lost
 //! until the next list. Here whatever does not decode ends the watch, which goes on from the last good event.

@@ -6,6 +6,7 @@
 //!                    endpoint      flow ─▶ exporters
 //! ```
 pub mod agent;
+pub mod allocator;
 pub mod api;
 pub mod cli;
 pub mod cluster;

@@ -9,7 +9,7 @@ use std::{
 
 use bulkhead::{
     agent::{self, settings::Settings},
-    cli,
+    allocator, cli,
 };
 use clap::{CommandFactory, FromArgMatches, Parser, Subcommand};
 use tracing_subscriber::EnvFilter;
@@ -41,6 +41,7 @@ enum Command {
 }
 
 fn main() -> ExitCode {
+    allocator::use_one_arena();
     let command = read_arguments().command;
     let runtime = match tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build() {
         Ok(runtime) => runtime,

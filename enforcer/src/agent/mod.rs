@@ -100,6 +100,9 @@ pub async fn run(settings: Settings) -> anyhow::Result<()> {
                 admission.retry(&mut node, &source);
             }
             Some(fetched) = fetched.recv() => {
+                while let Ok(update) = updates.try_recv() {
+                    node.learn(update); // what was fetched is in one of them
+                }
                 admission.fetched(&fetched);
                 admission.retry(&mut node, &source);
             }

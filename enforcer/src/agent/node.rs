@@ -213,6 +213,7 @@ impl Node {
 
     /// Takes in what the cluster says; the kernel follows at once.
     pub fn learn(&mut self, mut update: Update) {
+        let is_first = update.synced && !self.source.synced;
         let of_nodes = update.changes.iter().any(|change| change.kind() == Kind::Node);
         for change in std::mem::take(&mut update.changes) {
             match change {
@@ -226,6 +227,9 @@ impl Node {
             self.guard_ways(); // before anything is opened that is to be judged there
         }
         self.enforce();
+        if is_first {
+            crate::allocator::give_back();
+        }
     }
 
     /// Brings the kernel to the index. An error is kept for status and tried again at the next tick.

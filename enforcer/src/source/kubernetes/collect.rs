@@ -3,7 +3,7 @@
 use std::{collections::BTreeMap, time::Instant};
 
 use tokio::{
-    sync::{mpsc, watch},
+    sync::{mpsc, oneshot, watch},
     time::{Instant as Deadline, sleep_until},
 };
 
@@ -33,6 +33,8 @@ pub(super) struct Collector {
     /// When the first and the last change came that was not sent yet.
     unsent: Option<(Deadline, Deadline)>,
     told_synced: bool,
+    /// Who waits for what was fetched to be sent.
+    asked: Vec<oneshot::Sender<()>>,
 }
 
 impl Collector {
@@ -52,6 +54,7 @@ impl Collector {
             failing: BTreeMap::new(),
             unsent: None,
             told_synced: false,
+            asked: Vec::new(),
         }
     }
 
@@ -101,9 +104,15 @@ impl Collector {
                 }
                 self.failing.insert(kind, error);
             }
+            News::Fetched(items, told) => {
+                urgent = true;
+                self.asked.push(told);
+                for item in items {
+                    self.mirror.apply(item.reference.kind, Event::Fetched(item));
+                }
+            }
             News::Told(event) => {
                 let is_end = matches!(*event, Event::End(_));
-                urgent = matches!(*event, Event::Fetched(_));
                 self.health.note(kind, |health| note(health, &event));
                 if matches!(*event, Event::Page(_)) {
                     self.failing.remove(&kind);
@@ -144,6 +153,9 @@ impl Collector {
         };
         self.updates.send(update).await?;
         self.health.note_sent();
+        for told in self.asked.drain(..) {
+            let _ = told.send(()); // whoever asked may have lost patience
+        }
         for kind in KINDS {
             self.note_version(kind);
         }

@@ -2,10 +2,10 @@
 //!
 //! ```text
 //! watch (one task per kind) ─ News ─▶ collect (mirror) ─ Update ─▶ agent
-//! fetch (one pod, at ADD) ─── Told ─▶                  ─ Fetched ▶
+//! fetch (one pod, at ADD) ─── News ─▶                  ─ Fetched ▶
 //! ```
 //! Every kind is listed in pages and then watched; a watch that breaks goes on from where it stood, and one that
-//! cannot is listed anew. What that means for enforcement is [`mirror`]'s business.
+//! cannot is listed anew. What that means for enforcement is the business of `mirror`.
 //!
 //! Why not kube's own `watcher`: on an event that it cannot decode it goes on behind it, and the change is lost
 //! until the next list. Here whatever does not decode ends the watch, which goes on from the last good event.
@@ -13,12 +13,12 @@
 use std::{path::Path, time::Duration};
 
 use bulkhead_cni::protocol::PodName;
-use tokio::sync::{mpsc, watch as flag};
+use tokio::sync::{mpsc, oneshot, watch as flag};
 
 use self::{
     access::Access,
     collect::Collector,
-    mirror::{Event, KINDS},
+    mirror::KINDS,
     watch::{Follower, News},
 };
 use super::Update;
@@ -44,7 +44,7 @@ const UNTAKEN: usize = 64;
 /// How long other kinds wait for the namespaces, without which pods have to be kept back.
 const NAMESPACES_FIRST: Duration = Duration::from_secs(5);
 
-/// Answer to [`Kubernetes::fetch`]; what was fetched is in an [`Update`] of its own.
+/// Answer to [`Kubernetes::fetch`]; what was fetched is in an [`Update`] that was sent before.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Fetched {
     pub pod: PodName,
@@ -132,12 +132,10 @@ async fn fetch(access: &Access, pod: &PodName, news: &mpsc::Sender<(Kind, News)>
     {
         return Err(format!("pod {pod_key} is another one by now, not {wanted}"));
     }
-    for (kind, item) in [(Kind::Namespace, namespace), (Kind::Pod, item)] {
-        news.send((kind, News::Told(Box::new(Event::Fetched(item)))))
-            .await
-            .map_err(|_| "the agent is ending".to_owned())?;
-    }
-    Ok(())
+    let ending = "the agent is ending";
+    let (told, all_told) = oneshot::channel();
+    news.send((Kind::Pod, News::Fetched(vec![namespace, item], told))).await.map_err(|_| ending)?;
+    all_told.await.map_err(|_| ending.to_owned())
 }
 
 #[cfg(test)]

@@ -2,11 +2,12 @@
 
 use std::time::Instant;
 
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, oneshot};
 
 use super::{
     access::Access,
     call::{self, CallError, Watch},
+    item::Item,
     mirror::Event,
     pace::Pace,
     version::Version,
@@ -20,6 +21,8 @@ const ATTEMPTS_AT_A_PLACE: u32 = 3;
 #[derive(Debug)]
 pub(super) enum News {
     Told(Box<Event>),
+    /// Objects by name; answered when all that they change was told.
+    Fetched(Vec<Item>, oneshot::Sender<()>),
     /// The watch is open: what happens from now on is told as it happens.
     Connected,
     /// It is not open any more.

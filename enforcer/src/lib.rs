@@ -5,8 +5,10 @@
 //!                        ▲           │
 //!                    endpoint      flow ─▶ exporters
 //! ```
+//! `chain` keeps the CNI plugin where the runtime calls it, so that `endpoint` hears of pods.
 pub mod agent;
 pub mod api;
+pub mod chain;
 pub mod cli;
 pub mod cluster;
 pub mod datapath;

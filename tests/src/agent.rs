@@ -5,7 +5,7 @@ use std::{
     io::{BufRead, BufReader, Write},
     os::unix::net::UnixStream,
     path::{Path, PathBuf},
-    process::{Child, Command, ExitStatus},
+    process::{Child, Command, ExitStatus, Output},
     sync::{Arc, Mutex, MutexGuard},
     thread,
     time::{Duration, Instant},
@@ -38,13 +38,21 @@ pub struct AgentOptions {
     pub failure_policy: FailurePolicy,
     /// The plugin's patience, in seconds.
     pub timeout_seconds: u32,
+    /// The agent keeps itself in the chain (`--chain auto`), and the runtime reads the node's configurations at every
+    /// pod start; otherwise the list is complete from the beginning.
+    pub keeps_chain: bool,
     /// More arguments for `bulkhead agent`.
     pub arguments: Vec<String>,
 }
 
 impl Default for AgentOptions {
     fn default() -> Self {
-        Self { failure_policy: FailurePolicy::Closed, timeout_seconds: 10, arguments: Vec::new() }
+        Self {
+            failure_policy: FailurePolicy::Closed,
+            timeout_seconds: 10,
+            keeps_chain: false,
+            arguments: Vec::new(),
+        }
     }
 }
 
@@ -88,8 +96,13 @@ impl Agent {
             ("--socket", &dir.join("agent.sock")),
             ("--state", &dir.join("state")),
             ("--flow-log", &dir.join("flows.jsonl")),
+            ("--cni-conf-dir", &node.cni_configurations()),
+            ("--cni-bin-dir", &node.cni_plugins()),
         ] {
             arguments.extend([flag.to_owned(), path.display().to_string()]);
+        }
+        if options.keeps_chain {
+            arguments.extend(["--chain", "auto"].map(String::from));
         }
         arguments.extend(options.arguments.iter().cloned());
         Ok(Self { node: Arc::clone(node), binary: binaries::agent()?, arguments, process: Mutex::default() })
@@ -213,6 +226,14 @@ impl Agent {
     /// `bulkhead flows` with these arguments, as it prints.
     pub fn flows(&self, arguments: &[&str]) -> Result<String> {
         self.command("flows", arguments)
+    }
+
+    /// `bulkhead uninstall` with more arguments, on this node and for this agent's places.
+    pub fn uninstall(&self, arguments: &[&str]) -> Result<Output> {
+        let given = ["--bpffs", "--socket", "--state", "--flow-log", "--cni-conf-dir", "--cni-bin-dir"];
+        let places = self.arguments.windows(2).filter(|pair| given.contains(&&*pair[0])).flatten();
+        let mut command = self.node.netns().command(&self.binary)?;
+        Ok(command.arg("uninstall").args(places).args(arguments).output()?)
     }
 
     /// A command of the operator against this agent, for people to copy.

@@ -38,6 +38,7 @@ use self::{
 };
 use crate::{
     api::{self, FlowQuery},
+    chain::Keeper,
     flow::{Pipeline, names::Names, reader::KernelEvents},
     source::manifest::Watcher,
 };
@@ -67,6 +68,7 @@ pub async fn run(settings: Settings) -> anyhow::Result<()> {
     let started = Instant::now();
     crate::endpoint::store::make_private_directory(&settings.state)
         .with_context(|| format!("cannot make {}", settings.state.display()))?;
+    crate::datapath::bpffs::require(&settings.bpffs)?;
     let (names, names_seen) = watch::channel(Arc::new(Names::default()));
     let (updates_in, mut updates) = mpsc::channel(16);
     let watcher = Watcher::start(&settings.manifests, updates_in)?;
@@ -74,6 +76,9 @@ pub async fn run(settings: Settings) -> anyhow::Result<()> {
     let ring = crate::datapath::kernel::take_ring(&mut ebpf)?;
     drop(ebpf); // maps and programs live on: pinned, and held by `node`
 
+    // Only now: an entry in the chain makes pod starts wait for an agent.
+    let chain =
+        Keeper::start(&settings.chain, &settings.socket).context("cannot look after the CNI chain")?;
     let flow_settings = settings.flow.of_node(&settings.node_name);
     let flows = Pipeline::start(KernelEvents::new(ring)?, names_seen, &flow_settings)?;
     let (commands_in, mut commands) = mpsc::channel(64);
@@ -110,6 +115,7 @@ pub async fn run(settings: Settings) -> anyhow::Result<()> {
                 },
                 Command::Status(answer) => {
                     let mut status = Status::of(&node, &settings);
+                    status.chain = chain.status();
                     status.uptime_seconds = started.elapsed().as_secs();
                     status.flows = status::Flows::of(flows.pipeline.counters());
                     let _ = answer.send(status);

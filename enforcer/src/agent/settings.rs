@@ -32,9 +32,8 @@ pub struct Settings {
     /// Directory for what must outlive the agent: endpoints and numbers.
     #[arg(long, env = "BULKHEAD_STATE", value_name = "DIR", default_value = "/var/lib/bulkhead")]
     pub state: PathBuf,
-    /// Directory of the node's CNI configurations; status says whether bulkhead is in the chain there.
-    #[arg(long, env = "BULKHEAD_CNI_CONF_DIR", value_name = "DIR", default_value = "/etc/cni/net.d")]
-    pub cni_conf_dir: PathBuf,
+    #[command(flatten)]
+    pub chain: crate::chain::Settings,
     #[command(flatten)]
     pub flow: FlowSettings,
     #[command(flatten)]

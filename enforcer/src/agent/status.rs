@@ -10,7 +10,7 @@ use comfy_table::{ContentArrangement, Table, presets};
 use serde::{Deserialize, Serialize};
 
 use super::{node::Node, overlay::Way, settings::Settings};
-use crate::{flow::Counters, policy::model::DirectionRules};
+use crate::{chain, flow::Counters, policy::model::DirectionRules};
 
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", default)]
@@ -24,7 +24,7 @@ pub struct Status {
     pub datapath: Datapath,
     /// Where packets leave for other nodes' pods; see [`super::overlay`].
     pub ways: Vec<Way>,
-    pub chain: Chain,
+    pub chain: chain::Status,
     pub flows: Flows,
     /// Policies that cannot be honoured as written, and why (semantics 41).
     pub defects: BTreeMap<String, Vec<String>>,
@@ -96,17 +96,6 @@ pub struct Fill {
     pub capacity: usize,
 }
 
-/// Is bulkhead in the node's CNI configuration?
-#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
-#[serde(rename_all = "camelCase", default)]
-pub struct Chain {
-    pub directory: String,
-    /// Configuration lists that hold the plugin.
-    pub chained: Vec<String>,
-    /// Those that do not: pods wired by one of them are not enforced.
-    pub unchained: Vec<String>,
-}
-
 /// Totals of the flow log since the agent started; see [`Counters`].
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", default)]
@@ -156,7 +145,6 @@ impl Status {
                 kind: "manifests".to_owned(),
                 path: settings.manifests.display().to_string(),
             },
-            chain: Chain::read(&settings.cni_conf_dir),
             endpoints: node.endpoints.iter().map(|endpoint| Endpoint::of(node, endpoint)).collect(),
             datapath: Datapath::of(node),
             ways: node.ways.clone(),
@@ -184,14 +172,8 @@ impl Status {
         for (policy, defects) in &self.defects {
             line("Defect", format!("NetworkPolicy {policy}: {}", defects.join("; ")));
         }
-        let chained = if self.chain.chained.is_empty() {
-            "in no list".to_owned()
-        } else {
-            self.chain.chained.join(", ")
-        };
-        line("CNI chain", format!("{}: {chained}", self.chain.directory));
-        for list in &self.chain.unchained {
-            line("Problem", format!("{list} does not run bulkhead-cni: its pods are not enforced"));
+        for (name, value) in self.chain.lines() {
+            line(name, value);
         }
         let kernel = match &self.datapath.error {
             None => "up to date".to_owned(),
@@ -287,26 +269,6 @@ impl Datapath {
             lost_connections,
             error: node.health.error.clone(),
         }
-    }
-}
-
-impl Chain {
-    /// Reads the directory's configuration lists; what cannot be read counts as unchained.
-    pub fn read(directory: &std::path::Path) -> Self {
-        let mut chain = Self { directory: directory.display().to_string(), ..Self::default() };
-        let Ok(entries) = std::fs::read_dir(directory) else { return chain };
-        for path in entries.filter_map(Result::ok).map(|entry| entry.path()) {
-            if !path.extension().is_some_and(|e| e == "conflist" || e == "conf") {
-                continue;
-            }
-            let list: Option<serde_json::Value> =
-                std::fs::read(&path).ok().and_then(|text| serde_json::from_slice(&text).ok());
-            let plugins = list.as_ref().and_then(|list| list["plugins"].as_array());
-            let ours = plugins.is_some_and(|plugins| plugins.iter().any(|p| p["type"] == "bulkhead-cni"));
-            let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
-            if ours { &mut chain.chained } else { &mut chain.unchained }.push(name);
-        }
-        chain
     }
 }
 

@@ -1,0 +1,114 @@
+//! Every pin of ours, gone.
+
+use std::{
+    fs, io,
+    path::{Path, PathBuf},
+};
+
+use aya::programs::{SchedClassifier, TcAttachType};
+use bulkhead_ebpf::abi::names;
+use nix::net::if_::if_nameindex;
+
+use super::bpffs;
+
+/// What became of the pins.
+#[derive(Debug, Default)]
+pub struct Unpinned {
+    pub links: usize,
+    /// Programs and maps.
+    pub others: usize,
+    pub failed: Vec<(PathBuf, io::Error)>,
+}
+
+/// Removes the pins of every ABI version under `bpffs`, and the directory itself if nothing else is in it.
+///
+/// Links first: each takes its program off its interface, so that no packet meets a program without its maps.
+pub fn remove_all(bpffs: &Path) -> Unpinned {
+    let mut unpinned = Unpinned::default();
+    if !bpffs.exists() {
+        return unpinned;
+    }
+    if let Err(error) = bpffs::require(bpffs) {
+        unpinned.failed.push((bpffs.to_owned(), io::Error::other(error)));
+        return unpinned;
+    }
+    let versions = match versions(bpffs) {
+        Ok(versions) => versions,
+        Err(error) => {
+            unpinned.failed.push((bpffs.to_owned(), error));
+            return unpinned;
+        }
+    };
+    for version in &versions {
+        unpinned.links += unpinned_below(&version.join("links"), &mut unpinned.failed);
+    }
+    for version in &versions {
+        unpinned.others += unpinned_below(version, &mut unpinned.failed);
+    }
+    match fs::remove_dir(bpffs) {
+        // Somebody else's pins, or a mount point as a container sees its volumes.
+        Err(error)
+            if matches!(error.kind(), io::ErrorKind::DirectoryNotEmpty | io::ErrorKind::ResourceBusy) => {}
+        Err(error) => unpinned.failed.push((bpffs.to_owned(), error)),
+        Ok(()) => {}
+    }
+    unpinned
+}
+
+/// `v1`, `v2`, ...: nothing else there is ours, whatever directory was named.
+fn versions(bpffs: &Path) -> io::Result<Vec<PathBuf>> {
+    let ours = |path: &PathBuf| {
+        let version = path.file_name().and_then(|name| name.to_str()?.strip_prefix('v'));
+        version.is_some_and(|digits| digits.parse::<u32>().is_ok())
+    };
+    let entries = fs::read_dir(bpffs)?.map(|entry| Ok(entry?.path()));
+    Ok(entries.collect::<io::Result<Vec<_>>>()?.into_iter().filter(ours).collect())
+}
+
+/// Removes a directory and all in it; returns the number of files.
+fn unpinned_below(directory: &Path, failed: &mut Vec<(PathBuf, io::Error)>) -> usize {
+    let entries = match fs::read_dir(directory) {
+        Ok(entries) => entries,
+        Err(error) => {
+            if error.kind() != io::ErrorKind::NotFound {
+                failed.push((directory.to_owned(), error));
+            }
+            return 0;
+        }
+    };
+    let mut files = 0;
+    for path in entries.flatten().map(|entry| entry.path()) {
+        if path.is_dir() {
+            files += unpinned_below(&path, failed);
+            continue;
+        }
+        match fs::remove_file(&path) {
+            Ok(()) => files += 1,
+            Err(error) => failed.push((path, error)),
+        }
+    }
+    if let Err(error) = fs::remove_dir(directory) {
+        failed.push((directory.to_owned(), error));
+    }
+    files
+}
+
+/// Interfaces of this network namespace that programs of ours still run on, with the program. After [`remove_all`] that
+/// means that a process holds a link. The kernel lets go of a link a moment after its last holder did.
+pub fn still_attached() -> nix::Result<Vec<(String, String)>> {
+    let interfaces = if_nameindex()?;
+    let interfaces = interfaces.iter().map(|interface| interface.name().to_string_lossy().into_owned());
+    let on = |interface: String| {
+        let sides = [TcAttachType::Ingress, TcAttachType::Egress].into_iter();
+        // An interface that has gone meanwhile has nothing attached.
+        let running = sides.filter_map(|side| SchedClassifier::query_tcx(&interface, side).ok());
+        let running: Vec<_> = running.flat_map(|(_, programs)| programs).collect();
+        let ours = running.iter().filter_map(|program| program.name_as_str()).filter(|name| is_ours(name));
+        ours.map(|name| (interface.clone(), name.to_owned())).collect::<Vec<_>>()
+    };
+    Ok(interfaces.flat_map(on).collect())
+}
+
+fn is_ours(program: &str) -> bool {
+    [names::FROM_POD, names::TO_POD, names::TO_OVERLAY].contains(&program)
+}

@@ -7,6 +7,7 @@
 //!          server ◀─▶ probe ─▶ matrix, survey, traffic  what is asked
 //!                       raw ─▶ sniffer                  what is made by hand, and what arrives
 //!          bench                                        what it costs
+//!          image                                        what a cluster gets
 //! ```
 //!
 //! Everything that a [`Lab`] makes carries its name and goes when it is dropped, also by a panic; what a killed
@@ -19,6 +20,7 @@ pub mod chain;
 pub mod demo;
 pub mod endpoints;
 pub mod flowlog;
+pub mod image;
 pub mod kubelet;
 pub mod matrix;
 pub mod netns;

@@ -17,6 +17,7 @@ use clap::{Args, Parser};
 use lab::{
     AgentOptions, Plan, Transport, bench,
     demo::{self, Scenario},
+    image,
     netns::require_root,
     probe, topology,
 };
@@ -50,6 +51,21 @@ enum Lab {
     Bench(bench::Options),
     /// What a change of the cluster costs the agent, and its memory; needs no privilege
     Compiler(bench::compiler::Options),
+    /// Make the container image from static binaries
+    Image(Image),
+}
+
+#[derive(Args)]
+struct Image {
+    /// Directory of an architecture's binaries; may be repeated
+    #[arg(long, required = true, value_name = "amd64|arm64=DIR")]
+    binaries: Vec<image::Binaries>,
+    /// Name and tag
+    #[arg(long, default_value = concat!("bulkhead/bulkhead:", env!("CARGO_PKG_VERSION")))]
+    reference: String,
+    /// The archive to write
+    #[arg(long, value_name = "FILE")]
+    output: PathBuf,
 }
 
 #[derive(Args)]
@@ -120,6 +136,10 @@ fn run(command: Lab) -> Result<ExitCode> {
         }
         Lab::Compiler(options) => {
             bench::compiler::run(&options)?;
+            Ok(ExitCode::SUCCESS)
+        }
+        Lab::Image(options) => {
+            image::write(&options.binaries, &options.reference, &options.output)?;
             Ok(ExitCode::SUCCESS)
         }
         Lab::Probe(question) => {

@@ -76,7 +76,7 @@ nothing_left() {
 }
 
 ((EUID == 0)) || { echo "the tests make network namespaces and load programs: run them as root" >&2; exit 1; }
-step "toolchain" deploy/toolchain.sh
+step "toolchain" deploy/toolchain.sh --test
 before=$(residue | sort)
 step "shell syntax" shell_syntax
 step "format" formatted

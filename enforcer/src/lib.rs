@@ -14,5 +14,6 @@ pub mod cluster;
 pub mod datapath;
 pub mod endpoint;
 pub mod flow;
+pub mod others;
 pub mod policy;
 pub mod source;

@@ -41,6 +41,8 @@ pub struct AgentOptions {
     /// The agent keeps itself in the chain (`--chain auto`), and the runtime reads the node's configurations at every
     /// pod start; otherwise the list is complete from the beginning.
     pub keeps_chain: bool,
+    /// The agent has these capabilities and no others, as in a container; `None`: all of root's.
+    pub capabilities: Option<Vec<String>>,
     /// More arguments for `bulkhead agent`.
     pub arguments: Vec<String>,
 }
@@ -51,6 +53,7 @@ impl Default for AgentOptions {
             failure_policy: FailurePolicy::Closed,
             timeout_seconds: 10,
             keeps_chain: false,
+            capabilities: None,
             arguments: Vec::new(),
         }
     }
@@ -75,6 +78,8 @@ impl AgentOptions {
 pub struct Agent {
     node: Arc<Node>,
     binary: PathBuf,
+    /// What runs it with fewer capabilities.
+    confined: Vec<String>,
     arguments: Vec<String>,
     process: Mutex<Option<Child>>,
 }
@@ -105,7 +110,14 @@ impl Agent {
             arguments.extend(["--chain", "auto"].map(String::from));
         }
         arguments.extend(options.arguments.iter().cloned());
-        Ok(Self { node: Arc::clone(node), binary: binaries::agent()?, arguments, process: Mutex::default() })
+        let confined = options.capabilities.as_ref().map(|capabilities| confined_to(capabilities));
+        Ok(Self {
+            node: Arc::clone(node),
+            binary: binaries::agent()?,
+            confined: confined.unwrap_or_default(),
+            arguments,
+            process: Mutex::default(),
+        })
     }
 
     pub fn socket(&self) -> PathBuf {
@@ -144,11 +156,14 @@ impl Agent {
         let mut process = self.process();
         ensure!(process.is_none(), "the agent of {} already runs", self.node.name());
         let log = OpenOptions::new().create(true).append(true).open(self.log_file())?;
+        let binary = self.binary.display().to_string();
+        let command_line: Vec<_> =
+            self.confined.iter().chain([&binary]).chain(&self.arguments).cloned().collect();
         let child = self
             .node
             .netns()
-            .command(&self.binary)?
-            .args(&self.arguments)
+            .command(&command_line[0])?
+            .args(&command_line[1..])
             .stdin(File::open("/dev/null")?)
             .stdout(log.try_clone()?)
             .stderr(log)
@@ -262,6 +277,17 @@ impl Drop for Agent {
     fn drop(&mut self) {
         self.kill9();
     }
+}
+
+/// `setpriv` (util-linux), so that a program started by it as root has these capabilities.
+fn confined_to(capabilities: &[String]) -> Vec<String> {
+    let set: String = capabilities.iter().map(|name| format!(",+{}", name.to_lowercase())).collect();
+    vec![
+        "setpriv".into(),
+        format!("--bounding-set=-all{set}"),
+        "--inh-caps=-all".into(),
+        "--no-new-privs".into(),
+    ]
 }
 
 fn tail(log: &str) -> String {

@@ -19,7 +19,7 @@ use std::{
 use anyhow::{Context, Result, ensure};
 use serde_json::{Value, json};
 use sha2::{Digest, Sha256};
-use tar::{Builder, EntryType, Header};
+use tar::{Builder, Header};
 
 /// What is in the image, at its root.
 pub const BINARIES: [&str; 2] = ["bulkhead", "bulkhead-cni"];
@@ -171,10 +171,6 @@ fn layer(part: &Binaries) -> Result<Vec<u8>> {
         check(&content, part.architecture).with_context(|| path.display().to_string())?;
         append(&mut tar, name, 0o755, &content)?;
     }
-    // Runtimes name pods' namespaces by either path.
-    append_special(&mut tar, EntryType::Directory, "run/", None)?;
-    append_special(&mut tar, EntryType::Directory, "var/", None)?;
-    append_special(&mut tar, EntryType::Symlink, "var/run", Some("../run"))?;
     Ok(tar.into_inner()?)
 }
 
@@ -213,30 +209,12 @@ fn config(architecture: Architecture, layer: &Value) -> Value {
     })
 }
 
-fn header(kind: EntryType, mode: u32, size: usize) -> Header {
+fn append(tar: &mut Builder<impl Write>, path: &str, mode: u32, content: &[u8]) -> io::Result<()> {
     let mut header = Header::new_gnu();
-    header.set_entry_type(kind);
     header.set_mode(mode);
-    header.set_size(size as u64);
+    header.set_size(content.len() as u64);
     header.set_uid(0);
     header.set_gid(0);
     header.set_mtime(0);
-    header
-}
-
-fn append(tar: &mut Builder<impl Write>, path: &str, mode: u32, content: &[u8]) -> io::Result<()> {
-    tar.append_data(&mut header(EntryType::Regular, mode, content.len()), path, content)
-}
-
-fn append_special(
-    tar: &mut Builder<impl Write>,
-    kind: EntryType,
-    path: &str,
-    target: Option<&str>,
-) -> io::Result<()> {
-    let mut header = header(kind, 0o755, 0);
-    match target {
-        Some(target) => tar.append_link(&mut header, path, target),
-        None => tar.append_data(&mut header, path, io::empty()),
-    }
+    tar.append_data(&mut header, path, content)
 }

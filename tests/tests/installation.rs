@@ -1,7 +1,10 @@
 //! In the chain by its own doing, back in it when flannel writes its list anew, and out of it without a trace.
 #![expect(clippy::unwrap_used, reason = "tests")]
 
-use std::{collections::BTreeSet, fs, net::SocketAddr, path::PathBuf, process::Output, time::Duration};
+use std::{
+    collections::BTreeSet, fs, net::SocketAddr, os::unix::fs::chown, path::PathBuf, process::Output,
+    time::Duration,
+};
 
 use bulkhead::datapath::removal;
 use lab::{
@@ -136,6 +139,49 @@ fn uninstall_leaves_the_node_as_it_was_and_its_pods_talking() {
 
     let (code, text) = said(&agent.uninstall(&["--purge-logs"]).unwrap());
     assert_eq!((code, text.as_str()), (Some(0), "nothing of bulkhead is left on this node\n"), "again");
+}
+
+/// The bounding set is the container's; everything else that a container takes away is of no use to the agent.
+#[test]
+fn the_capabilities_of_the_manifest_are_enough() {
+    let manifest = include_str!("../../deploy/kustomize/base/daemonset.yaml");
+    let object = lab::kubelet::documents(manifest).unwrap().remove(0);
+    let given = object.pointer("/spec/template/spec/containers/0/securityContext/capabilities/add").unwrap();
+    let capabilities = serde_json::from_value(given.clone()).unwrap();
+    let options =
+        AgentOptions { keeps_chain: true, capabilities: Some(capabilities), ..AgentOptions::default() };
+    let lab = Plan::bulkhead().nodes(1).agent(options).raise().unwrap();
+    let (node, agent) = (lab.node(1), lab.agent(1));
+    // As where release archives were unpacked with their owner.
+    chown(node.cni_plugins(), Some(1001), Some(1001)).unwrap();
+    let plugin = node.cni_plugins().join("bulkhead-cni");
+    fs::remove_file(&plugin).unwrap();
+    assert!(until(SOON, || Ok(plugin.exists()), |back| *back).unwrap(), "{}", agent.log());
+
+    lab.namespace("shop", &[]).unwrap();
+    lab.start_pods([pod("db", 1), pod("web", 1), pod("stranger", 1)]).unwrap();
+    lab.apply(GUARD_DB).unwrap();
+    // What kube-network-policies and Calico would leave here.
+    node.netns().ip("link add cali0a1b2c3d4e5 type bridge\n").unwrap();
+    let chain = "add table inet kube-network-policies; add chain inet kube-network-policies postrouting";
+    assert!(node.netns().command("nft").unwrap().arg(chain).status().unwrap().success());
+    agent.terminate().unwrap();
+    agent.start().unwrap();
+    let others = serde_json::json!([
+        {"name": "kube-network-policies", "evidence": ["packet filter kube-network-policies"]},
+        {"name": "Calico", "evidence": ["interface cali0a1b2c3d4e5"]},
+    ]);
+    assert_eq!(agent.status().unwrap()["others"], others);
+    let guarded: BTreeSet<_> = ["shop/db", "shop/web", "shop/stranger"]
+        .into_iter()
+        .flat_map(|from| ["shop/db", "shop/web", "shop/stranger"].map(|to| (from, to)))
+        .filter(|(from, to)| from != to && (*from, *to) != ("shop/stranger", "shop/db"))
+        .collect();
+    let matrix = lab.matrix_settled(TCP_V4, &guarded).unwrap();
+    assert_eq!(matrix.reached(), guarded, "\n{matrix}");
+    lab.stop_pod("shop/web").unwrap();
+    let log = agent.log();
+    assert!(!log.contains(" ERROR ") && !log.contains("ermitted") && !log.contains("denied"), "{log}");
 }
 
 /// What the agent made in the node's directory; its own log is the lab's.

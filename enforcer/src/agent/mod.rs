@@ -40,6 +40,7 @@ use crate::{
     api::{self, FlowQuery},
     chain::Keeper,
     flow::{Pipeline, names::Names, reader::KernelEvents},
+    others::{self, Lookout},
     source::manifest::Watcher,
 };
 
@@ -79,6 +80,7 @@ pub async fn run(settings: Settings) -> anyhow::Result<()> {
     // Only now: an entry in the chain makes pod starts wait for an agent.
     let chain =
         Keeper::start(&settings.chain, &settings.socket).context("cannot look after the CNI chain")?;
+    let lookout = Lookout::start(&settings.chain.installation.directories, &settings.bpffs)?;
     let flow_settings = settings.flow.of_node(&settings.node_name);
     let flows = Pipeline::start(KernelEvents::new(ring)?, names_seen, &flow_settings)?;
     let (commands_in, mut commands) = mpsc::channel(64);
@@ -116,6 +118,7 @@ pub async fn run(settings: Settings) -> anyhow::Result<()> {
                 Command::Status(answer) => {
                     let mut status = Status::of(&node, &settings);
                     status.chain = chain.status();
+                    status.others = others::judge(&lookout.signs().of_pods(node.pods_here(&settings.node_name)));
                     status.uptime_seconds = started.elapsed().as_secs();
                     status.flows = status::Flows::of(flows.pipeline.counters());
                     let _ = answer.send(status);

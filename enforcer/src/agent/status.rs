@@ -10,7 +10,7 @@ use comfy_table::{ContentArrangement, Table, presets};
 use serde::{Deserialize, Serialize};
 
 use super::{node::Node, overlay::Way, settings::Settings};
-use crate::{chain, flow::Counters, policy::model::DirectionRules};
+use crate::{chain, flow::Counters, others, policy::model::DirectionRules};
 
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", default)]
@@ -25,6 +25,8 @@ pub struct Status {
     /// Where packets leave for other nodes' pods; see [`super::overlay`].
     pub ways: Vec<Way>,
     pub chain: chain::Status,
+    /// Who else judges packets on this node.
+    pub others: Vec<others::Other>,
     pub flows: Flows,
     /// Policies that cannot be honoured as written, and why (semantics 41).
     pub defects: BTreeMap<String, Vec<String>>,
@@ -153,6 +155,12 @@ impl Status {
         }
     }
 
+    /// What an operator should hear of without asking.
+    pub fn warnings(&self) -> Vec<chain::Warning> {
+        let others = self.others.iter().map(others::Other::warning);
+        self.chain.warnings().into_iter().chain(others).collect()
+    }
+
     /// For people; everything is in the JSON form.
     pub fn render(&self) -> String {
         let mut out = String::new();
@@ -174,6 +182,9 @@ impl Status {
         }
         for (name, value) in self.chain.lines() {
             line(name, value);
+        }
+        for other in &self.others {
+            line("Warning", other.warning().message);
         }
         let kernel = match &self.datapath.error {
             None => "up to date".to_owned(),

@@ -1,9 +1,12 @@
 //! The directory of CNI configurations as the runtimes read it.
 
 use std::{
+    collections::BTreeSet,
     fs, io,
     path::{Path, PathBuf},
 };
+
+use super::list::{List, Single};
 
 /// Of a `.conf` or `.json` that a list of ours replaces: the original, under a name that no runtime reads.
 const ORIGINAL: &str = ".bulkhead-original";
@@ -61,6 +64,16 @@ impl Directory {
 /// By its name, as libcni has it (`ConfFiles`); a hidden file is one too.
 pub fn is_configuration(path: &Path) -> bool {
     path.extension().is_some_and(|e| e == "conflist" || e == "conf" || e == "json") && !path.is_dir()
+}
+
+/// Types of the plugins in all configurations there that can be read.
+pub fn plugin_types(path: &Path) -> BTreeSet<String> {
+    let files = Directory::read(path).unwrap_or_default().files;
+    let types = files.iter().filter_map(|file| file.text.as_ref().ok()).flat_map(|text| {
+        let list = List::parse(text).map(|list| list.others().map(str::to_owned).collect::<Vec<_>>());
+        list.or_else(|_| Single::parse(text).map(|single| vec![single.kind.into_owned()])).unwrap_or_default()
+    });
+    types.collect()
 }
 
 /// Where the original of a single configuration waits for `uninstall`.

@@ -29,7 +29,7 @@ use std::{path::PathBuf, time::Duration};
 use clap::{Args, ValueEnum};
 
 pub use self::{
-    directory::Directory,
+    directory::{Directory, plugin_types},
     entry::{Entry, FailurePolicy},
     keeper::{Chain, Keeper},
     place::Place,

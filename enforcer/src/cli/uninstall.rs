@@ -106,7 +106,7 @@ fn remove(args: &Args) -> Removed {
         Ok(running) => removed.failed.extend(running.into_iter().map(|(interface, program)| {
             format!("{interface}: {program} still runs there: a process, an agent for one, holds on to it")
         })),
-        Err(error) => removed.failed.push(format!("the interfaces cannot be listed: {error}")),
+        Err(error) => removed.failed.push(format!("cannot ask which programs run: {error}")),
     }
 
     if unnamed && !args.keep_plugin {
@@ -123,7 +123,7 @@ fn remove(args: &Args) -> Removed {
 }
 
 /// Waits until the kernel has let go of the programs; returns those that still run.
-fn detached() -> nix::Result<Vec<(String, String)>> {
+fn detached() -> io::Result<Vec<(String, String)>> {
     let deadline = Instant::now() + LETS_GO_WITHIN;
     loop {
         let running = removal::still_attached()?;

@@ -7,7 +7,7 @@ use std::{
 
 use aya::programs::{SchedClassifier, TcAttachType};
 use bulkhead_ebpf::abi::names;
-use nix::net::if_::if_nameindex;
+use nix::net::if_::{if_nameindex, if_nametoindex};
 
 use super::bpffs;
 
@@ -95,18 +95,23 @@ fn unpinned_below(directory: &Path, failed: &mut Vec<(PathBuf, io::Error)>) -> u
 
 /// Interfaces of this network namespace that programs of ours still run on, with the program. After [`remove_all`] that
 /// means that a process holds a link. The kernel lets go of a link a moment after its last holder did.
-pub fn still_attached() -> nix::Result<Vec<(String, String)>> {
-    let interfaces = if_nameindex()?;
-    let interfaces = interfaces.iter().map(|interface| interface.name().to_string_lossy().into_owned());
-    let on = |interface: String| {
-        let sides = [TcAttachType::Ingress, TcAttachType::Egress].into_iter();
-        // An interface that has gone meanwhile has nothing attached.
-        let running = sides.filter_map(|side| SchedClassifier::query_tcx(&interface, side).ok());
-        let running: Vec<_> = running.flat_map(|(_, programs)| programs).collect();
-        let ours = running.iter().filter_map(|program| program.name_as_str()).filter(|name| is_ours(name));
-        ours.map(|name| (interface.clone(), name.to_owned())).collect::<Vec<_>>()
-    };
-    Ok(interfaces.flat_map(on).collect())
+pub fn still_attached() -> io::Result<Vec<(String, String)>> {
+    let mut found = Vec::new();
+    for interface in &if_nameindex()? {
+        let name = interface.name().to_string_lossy();
+        for side in [TcAttachType::Ingress, TcAttachType::Egress] {
+            let running = match SchedClassifier::query_tcx(&name, side) {
+                Ok((_, running)) => running,
+                // It has gone meanwhile, and everything on it.
+                Err(_) if if_nametoindex(&*name).is_err() => continue,
+                Err(error) => return Err(io::Error::other(format!("{name}: {error}"))),
+            };
+            let ours =
+                running.iter().filter_map(|program| program.name_as_str()).filter(|name| is_ours(name));
+            found.extend(ours.map(|program| (name.clone().into_owned(), program.to_owned())));
+        }
+    }
+    Ok(found)
 }
 
 fn is_ours(program: &str) -> bool {

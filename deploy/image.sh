@@ -4,6 +4,7 @@
 #   deploy/image.sh [ARCHIVE]      default: target/bulkhead-image.tar
 #
 #   BULKHEAD_IMAGE         name and tag in the image, default bulkhead/bulkhead:VERSION
+#   BULKHEAD_PROFILE       release, or dev: built sooner, for tests
 #   BULKHEAD_BINARIES      more architectures: words like arm64=DIR, with static binaries made elsewhere
 #
 # Load it with `ctr -n k8s.io images import`, `k3s ctr images import`, `docker load -i` or
@@ -14,6 +15,7 @@ export PATH="${CARGO_HOME:-${HOME:=/root}/.cargo}/bin:$PATH" HOME
 
 target=${CARGO_TARGET_DIR:-target}
 archive=${1:-$target/bulkhead-image.tar}
+profile=${BULKHEAD_PROFILE:-release}
 host=$(rustc -vV | sed -n 's/^host: //p')
 case "$host" in
 x86_64-*) architecture=amd64 ;;
@@ -25,12 +27,12 @@ deploy/toolchain.sh
 echo "== building static binaries"
 # Naming the target keeps the flag away from build scripts and macros, which cannot be static.
 RUSTFLAGS="-C target-feature=+crt-static" \
-    cargo build --release --locked --target "$host" --target-dir "$target/static" -p bulkhead -p bulkhead-cni
-cargo build --locked -p lab --bin lab
+    cargo build --profile "$profile" --locked --target "$host" --target-dir "$target/static" -p bulkhead -p bulkhead-cni
+cargo build --quiet --locked -p lab --bin lab
 binaries="$target/static/$architecture"
 mkdir -p "$binaries"
 for name in bulkhead bulkhead-cni; do
-    strip --strip-debug -o "$binaries/$name" "$target/static/$host/release/$name"
+    strip --strip-debug -o "$binaries/$name" "$target/static/$host/${profile/#dev/debug}/$name"
 done
 
 echo "== the image"

@@ -86,6 +86,7 @@ step "documentation" documented
 # All targets at once, so that the tests find the binaries they run and nothing is built twice.
 step "build" cargo build --workspace --all-targets --locked --quiet
 step "tests" cargo test --workspace --locked
+step "image" env BULKHEAD_PROFILE=dev deploy/image.sh
 step "fuzz" tests/fuzz/run.sh "${BULKHEAD_FUZZ_SECONDS:-20}"
 step "nothing left behind" nothing_left
 

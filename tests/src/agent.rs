@@ -281,13 +281,9 @@ impl Drop for Agent {
 
 /// `setpriv` (util-linux), so that a program started by it as root has these capabilities.
 fn confined_to(capabilities: &[String]) -> Vec<String> {
-    let set: String = capabilities.iter().map(|name| format!(",+{}", name.to_lowercase())).collect();
-    vec![
-        "setpriv".into(),
-        format!("--bounding-set=-all{set}"),
-        "--inh-caps=-all".into(),
-        "--no-new-privs".into(),
-    ]
+    let added = capabilities.iter().map(|name| format!("+{}", name.to_lowercase()));
+    let set = std::iter::once("-all".to_owned()).chain(added).collect::<Vec<_>>().join(",");
+    vec!["setpriv".into(), format!("--bounding-set={set}"), "--inh-caps=-all".into(), "--no-new-privs".into()]
 }
 
 fn tail(log: &str) -> String {

@@ -104,12 +104,11 @@ pub fn write(binaries: &[Binaries], reference: &str, archive: &Path) -> Result<(
             }]);
         }
     }
-    let mut top = match &manifests[..] {
-        [manifest] => manifest.clone(),
-        _ => {
-            let index = json!({"schemaVersion": 2, "mediaType": media::INDEX, "manifests": manifests});
-            blobs.put_json(media::INDEX, &index)
-        }
+    let mut top = if let [manifest] = &manifests[..] {
+        manifest.clone()
+    } else {
+        let index = json!({"schemaVersion": 2, "mediaType": media::INDEX, "manifests": manifests});
+        blobs.put_json(media::INDEX, &index)
     };
     top["annotations"] = json!({
         "org.opencontainers.image.ref.name": tag,

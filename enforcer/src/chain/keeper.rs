@@ -35,8 +35,15 @@ pub struct Chain {
     entry: Entry,
     plugin: Plugin,
     restored: u64,
-    /// Both have been in place once: from then on, a missing one is put back rather than in.
+    /// The entry has been in place: from then on, what is missing is put back rather than in.
     settled: bool,
+}
+
+/// What one look had to write.
+#[derive(Clone, Copy, Debug, Default)]
+struct Writes {
+    entries: u64,
+    plugins: u64,
 }
 
 impl Chain {
@@ -65,14 +72,16 @@ impl Chain {
             kept: self.mode == Mode::Auto,
             ..Status::default()
         };
-        let wrote = if self.mode == Mode::Auto {
+        let writes = if self.mode == Mode::Auto {
             self.keep(&place, &mut status)
         } else {
             self.look(&place, &mut status);
-            false
+            Writes::default()
         };
-        self.restored += u64::from(wrote && self.settled);
-        self.settled |= !status.chained.is_empty() && status.unchained.is_empty();
+        // The first of each puts in, later ones put back.
+        let first = u64::from(!self.settled);
+        self.restored += writes.entries.saturating_sub(first) + writes.plugins.saturating_sub(first);
+        self.settled |= writes.entries > 0 || !status.chained.is_empty();
         status.restored = self.restored;
         status
     }
@@ -95,10 +104,10 @@ impl Chain {
         }
     }
 
-    /// Whether anything was written.
-    fn keep(&mut self, place: &Place, status: &mut Status) -> bool {
-        let mut wrote = match self.plugin.install(&place.plugins) {
-            Ok(wrote) => wrote,
+    fn keep(&mut self, place: &Place, status: &mut Status) -> Writes {
+        let mut writes = Writes::default();
+        match self.plugin.install(&place.plugins) {
+            Ok(wrote) => writes.plugins += u64::from(wrote),
             Err(error) => {
                 let (from, to) = (self.plugin.source().display(), place.plugins.display());
                 status.problems.push(format!("{from} cannot be put into {to}: {error}"));
@@ -106,12 +115,11 @@ impl Chain {
                 // Without a plugin that entry would let no pod start at all.
                 if !place.plugins.join(PLUGIN).exists() {
                     self.look(place, status);
-                    return false;
+                    return writes;
                 }
-                false
             }
-        };
-        if wrote {
+        }
+        if writes.plugins > 0 {
             tracing::info!(path = status.plugin, "CNI plugin put in place");
         }
         swap::sweep(&place.configurations);
@@ -124,23 +132,23 @@ impl Chain {
             match done {
                 Some(Ok(Swapped::Done)) => {
                     tracing::info!(?step, "CNI configuration chained");
-                    wrote = true;
+                    writes.entries += 1;
                 }
                 Some(Ok(Swapped::Changed)) => thread::sleep(QUIET),
                 Some(Err(error)) => {
                     seen.problems.push(format!("{}: cannot be written: {error}", status.directory));
                     status.take(seen);
                     status.failed = true;
-                    return wrote;
+                    return writes;
                 }
                 None => {
                     status.take(seen);
-                    return wrote;
+                    return writes;
                 }
             }
         }
         self.look(place, status);
-        wrote
+        writes
     }
 }
 

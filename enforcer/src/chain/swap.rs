@@ -5,6 +5,7 @@ use std::{
     io::{self, Write},
     os::unix::fs::{MetadataExt, OpenOptionsExt, PermissionsExt, fchown},
     path::{Path, PathBuf},
+    process,
     time::{Duration, SystemTime},
 };
 
@@ -12,7 +13,6 @@ use nix::{
     errno::Errno,
     fcntl::{AT_FDCWD, RenameFlags, renameat2},
 };
-use uuid::Uuid;
 
 use super::directory::PASSING;
 
@@ -97,8 +97,9 @@ struct Passing {
 
 impl Passing {
     fn write(destination: &Path, content: &[u8], like: Option<&fs::Metadata>) -> io::Result<Self> {
-        // A number of its own: in containers, two writers may have the same process id.
-        let path = destination.with_file_name(format!(".{}{PASSING}", Uuid::new_v4()));
+        // In containers, two writers may have the same process id.
+        let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default().as_nanos();
+        let path = destination.with_file_name(format!(".{}-{now}{PASSING}", process::id()));
         let mode = like.map_or(0o644, |like| like.mode() & 0o7777);
         let mut file = OpenOptions::new().write(true).create_new(true).mode(mode).open(&path)?;
         let passing = Self { path };

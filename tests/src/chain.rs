@@ -26,10 +26,17 @@ pub const IFNAME: &str = "eth0";
 /// A network configuration list and where its plugins run.
 #[derive(Debug)]
 pub struct Chain {
-    cni_version: String,
-    plugins: Vec<Value>,
+    list: List,
     path: Vec<PathBuf>,
     cache: PathBuf,
+}
+
+/// Where the list comes from.
+#[derive(Debug)]
+enum List {
+    Fixed(Value),
+    /// Read anew at every call, as containerd does when the directory changes: the first file by its name.
+    Directory(PathBuf),
 }
 
 /// One attachment as the runtime names it.
@@ -85,50 +92,68 @@ impl Chain {
                 ],
             },
         });
-        let mut chain = Self {
-            cni_version: "1.0.0".into(),
-            plugins: vec![bridge],
-            path: vec![PLUGIN_DIR.into()],
-            cache: node.dir().join("cni-cache/results"),
-        };
+        let (mut plugins, mut path) = (vec![bridge], vec![PathBuf::from(PLUGIN_DIR)]);
         if let Some((config, binary)) = last {
-            chain.plugins.push(config);
-            chain.path.extend(binary.parent().map(Path::to_path_buf));
+            plugins.push(config);
+            path.extend(binary.parent().map(Path::to_path_buf));
         }
-        chain
+        Self {
+            list: List::Fixed(json!({"cniVersion": "1.0.0", "name": NETWORK, "plugins": plugins})),
+            path,
+            cache: node.dir().join("cni-cache/results"),
+        }
+    }
+
+    /// Whatever the node's directories hold when a pod starts or ends.
+    pub fn of_directory(node: &Node) -> Self {
+        Self {
+            list: List::Directory(node.cni_configurations()),
+            path: vec![PLUGIN_DIR.into(), node.cni_plugins()],
+            cache: node.dir().join("cni-cache/results"),
+        }
     }
 
     /// The list as a file in `/etc/cni/net.d` would hold it.
-    pub fn conflist(&self) -> Value {
-        json!({"cniVersion": self.cni_version, "name": NETWORK, "plugins": self.plugins})
+    pub fn conflist(&self) -> Result<Value> {
+        let directory = match &self.list {
+            List::Fixed(list) => return Ok(list.clone()),
+            List::Directory(directory) => directory,
+        };
+        let files = fs::read_dir(directory)?.filter_map(|entry| Some(entry.ok()?.path()));
+        let lists = files.filter(|path| path.extension().is_some_and(|e| e == "conflist"));
+        let first = lists.min().with_context(|| format!("no conflist in {}", directory.display()))?;
+        serde_json::from_slice(&fs::read(&first)?).with_context(|| format!("{} is no JSON", first.display()))
     }
 
     /// What the last plugin of the list finds on its standard input.
-    pub fn last_config(&self, previous: Option<&Value>) -> Value {
-        self.completed(self.plugins.last().expect("a list has plugins"), previous)
+    pub fn last_config(&self, previous: Option<&Value>) -> Result<Value> {
+        let list = self.conflist()?;
+        let ours = plugins(&list).last().context("the list names no plugin")?;
+        Ok(completed(&list, ours, previous))
     }
 
     /// ADD through the whole list. A failure leaves what the earlier plugins did: the runtime follows with DEL.
     pub fn add(&self, node: &Netns, attachment: &Attachment) -> Result<Added> {
-        let (mut result, mut took) = (None, Vec::new());
-        for plugin in &self.plugins {
+        let (mut result, mut took, list) = (None, Vec::new(), self.conflist()?);
+        for plugin in plugins(&list) {
             let start = Instant::now();
-            let answer = self.call("ADD", node, attachment, plugin, result.as_ref())?;
+            let answer = self.call("ADD", node, attachment, &completed(&list, plugin, result.as_ref()))?;
             took.push((plugin_name(plugin).to_owned(), start.elapsed()));
             result = Some(serde_json::from_slice(&answer).with_context(|| {
                 format!("{} printed no result: {}", plugin_name(plugin), String::from_utf8_lossy(&answer))
             })?);
         }
         let result = result.context("the list names no plugin")?;
-        self.remember(attachment, &result)?;
+        self.remember(attachment, &list, &result)?;
         Ok(Added { result, took })
     }
 
     /// CHECK through the whole list, against the remembered result.
     pub fn check(&self, node: &Netns, attachment: &Attachment) -> Result<()> {
         let result = self.remembered(attachment).context("CHECK needs the result of ADD")?;
-        for plugin in &self.plugins {
-            self.call("CHECK", node, attachment, plugin, Some(&result))?;
+        let list = self.conflist()?;
+        for plugin in plugins(&list) {
+            self.call("CHECK", node, attachment, &completed(&list, plugin, Some(&result)))?;
         }
         Ok(())
     }
@@ -136,8 +161,9 @@ impl Chain {
     /// DEL in reverse order; may be repeated, and follows a failed ADD.
     pub fn del(&self, node: &Netns, attachment: &Attachment) -> Result<()> {
         let result = self.remembered(attachment);
-        for plugin in self.plugins.iter().rev() {
-            self.call("DEL", node, attachment, plugin, result.as_ref())?;
+        let list = self.conflist()?;
+        for plugin in plugins(&list).iter().rev() {
+            self.call("DEL", node, attachment, &completed(&list, plugin, result.as_ref()))?;
         }
         match fs::remove_file(self.cache_file(attachment)) {
             Err(error) if error.kind() != std::io::ErrorKind::NotFound => Err(error.into()),
@@ -145,27 +171,8 @@ impl Chain {
         }
     }
 
-    /// As libcni does: the list's version and name, and the result so far.
-    fn completed(&self, plugin: &Value, previous: Option<&Value>) -> Value {
-        let mut config = plugin.clone();
-        config["cniVersion"] = self.cni_version.clone().into();
-        config["name"] = NETWORK.into();
-        if let Some(previous) = previous {
-            config["prevResult"] = previous.clone();
-        }
-        config
-    }
-
-    fn call(
-        &self,
-        verb: &str,
-        node: &Netns,
-        attachment: &Attachment,
-        plugin: &Value,
-        previous: Option<&Value>,
-    ) -> Result<Vec<u8>> {
-        let config = self.completed(plugin, previous);
-        let name = plugin_name(plugin);
+    fn call(&self, verb: &str, node: &Netns, attachment: &Attachment, config: &Value) -> Result<Vec<u8>> {
+        let name = plugin_name(config);
         let binary =
             self.path.iter().map(|dir| dir.join(name)).find(|binary| binary.exists()).with_context(|| {
                 format!("no plugin {name} in {:?} (Debian package containernetworking-plugins)", self.path)
@@ -177,12 +184,12 @@ impl Chain {
     }
 
     /// libcni's cache of results: the agent adopts running pods from it.
-    fn remember(&self, attachment: &Attachment, result: &Value) -> Result<()> {
+    fn remember(&self, attachment: &Attachment, list: &Value, result: &Value) -> Result<()> {
         fs::create_dir_all(&self.cache)?;
         let entry = json!({
             "kind": "cniCacheV1",
             "containerId": attachment.container,
-            "config": base64(self.conflist().to_string().as_bytes()),
+            "config": base64(list.to_string().as_bytes()),
             "ifName": IFNAME,
             "networkName": NETWORK,
             "netns": attachment.netns,
@@ -273,6 +280,21 @@ pub fn invoke(
         },
         plugin,
     })
+}
+
+fn plugins(list: &Value) -> &[Value] {
+    list["plugins"].as_array().map(Vec::as_slice).unwrap_or_default()
+}
+
+/// As libcni does: the list's version and name, and the result so far.
+fn completed(list: &Value, plugin: &Value, previous: Option<&Value>) -> Value {
+    let mut config = plugin.clone();
+    config["cniVersion"] = list["cniVersion"].clone();
+    config["name"] = list["name"].clone();
+    if let Some(previous) = previous {
+        config["prevResult"] = previous.clone();
+    }
+    config
 }
 
 fn plugin_name(plugin: &Value) -> &str {

@@ -8,6 +8,7 @@
 //!                       scrape                         what machines are told
 //!                       raw ─▶ sniffer                  what is made by hand, and what arrives
 //!          bench                                        what it costs
+//!          image                                        what a cluster gets
 //! ```
 //!
 //! Everything that a [`Lab`] makes carries its name and goes when it is dropped, also by a panic; what a killed
@@ -21,6 +22,7 @@ pub mod chain;
 pub mod demo;
 pub mod endpoints;
 pub mod flowlog;
+pub mod image;
 pub mod kubelet;
 pub mod matrix;
 pub mod netns;

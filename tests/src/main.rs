@@ -17,6 +17,7 @@ use clap::{Args, Parser};
 use lab::{
     AgentOptions, Plan, Transport, bench,
     demo::{self, Scenario},
+    image,
     netns::require_root,
     probe, topology,
 };
@@ -54,6 +55,21 @@ enum Lab {
     ApiserverScale(bench::scale::Options),
     /// From a policy's write at the API server to the first packet that meets it
     ApiserverLatency(bench::latency::Options),
+    /// Make the container image from static binaries
+    Image(Image),
+}
+
+#[derive(Args)]
+struct Image {
+    /// Directory of an architecture's binaries; may be repeated
+    #[arg(long, required = true, value_name = "amd64|arm64=DIR")]
+    binaries: Vec<image::Binaries>,
+    /// Name and tag
+    #[arg(long, default_value = concat!("bulkhead/bulkhead:", env!("CARGO_PKG_VERSION")))]
+    reference: String,
+    /// The archive to write
+    #[arg(long, value_name = "FILE")]
+    output: PathBuf,
 }
 
 #[derive(Args)]
@@ -134,6 +150,8 @@ fn run(command: Lab) -> Result<ExitCode> {
         Lab::ApiserverLatency(options) => {
             leave_nothing_when_told_to_end(130)?;
             bench::latency::run(&options)?;
+        Lab::Image(options) => {
+            image::write(&options.binaries, &options.reference, &options.output)?;
             Ok(ExitCode::SUCCESS)
         }
         Lab::Probe(question) => {

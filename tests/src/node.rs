@@ -51,6 +51,8 @@ impl Node {
         let netns = Netns::create(&format!("{lab}-node{number}"))?;
         let node = Self { number, netns, dir: dir.join(format!("node-{number}")) };
         fs::create_dir_all(&node.dir)?;
+        fs::create_dir(node.cni_configurations())?;
+        fs::create_dir(node.cni_plugins())?;
         for key in ["net/ipv4/ip_forward", "net/ipv6/conf/all/forwarding", "net/ipv6/conf/default/forwarding"]
         {
             node.netns.sysctl(key, "1")?;
@@ -134,6 +136,22 @@ impl Node {
 
     pub fn dir(&self) -> &Path {
         &self.dir
+    }
+
+    /// The runtime's directory of CNI configurations.
+    pub fn cni_configurations(&self) -> PathBuf {
+        self.dir.join("net.d")
+    }
+
+    /// As flannel's init container does: written in place.
+    pub fn write_cni_configuration(&self, list: &Value) -> Result<()> {
+        let path = self.cni_configurations().join("10-flannel.conflist");
+        Ok(fs::write(path, format!("{}\n", serde_json::to_string_pretty(list)?))?)
+    }
+
+    /// The runtime's directory of plugins that the cluster brings along; the distribution's are elsewhere.
+    pub fn cni_plugins(&self) -> PathBuf {
+        self.dir.join("cni-bin")
     }
 
     /// The node's own address on the underlay.

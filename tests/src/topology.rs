@@ -70,6 +70,10 @@ impl Lab {
             manifests.write(&node.manifest())?;
             plan.bridge_nf.map_or(Ok(()), |on| node.bridge_nf(on))?;
         }
+        let flannel: Vec<_> = nodes.iter().map(|node| Chain::flannel(node, None)).collect();
+        for (node, chain) in nodes.iter().zip(&flannel) {
+            node.write_cni_configuration(&chain.conflist()?)?;
+        }
         let proxies = plan.proxy.iter().flat_map(|mode| nodes.iter().map(|node| Proxy::start(node, *mode)));
         let proxies = proxies.collect::<Result<Vec<_>>>()?;
         let agents = match &plan.agent {
@@ -91,15 +95,18 @@ impl Lab {
             }
         };
         let chains = match &plan.agent {
-            None => nodes.iter().map(|node| Chain::flannel(node, None)).collect(),
+            None => flannel,
+            Some(options) if options.keeps_chain => {
+                nodes.iter().map(|node| Chain::of_directory(node)).collect()
+            }
             Some(options) => {
                 let binary = binaries::cni()?;
-                let entry = |agent: &Agent| options.cni_entry(&agent.socket());
-                nodes
-                    .iter()
-                    .zip(&agents)
-                    .map(|(node, agent)| Chain::flannel(node, Some((entry(agent), &binary))))
-                    .collect()
+                let chained = nodes.iter().zip(&agents).map(|(node, agent)| {
+                    let chain = Chain::flannel(node, Some((options.cni_entry(&agent.socket()), &binary)));
+                    node.write_cni_configuration(&chain.conflist()?)?;
+                    Ok(chain)
+                });
+                chained.collect::<Result<Vec<_>>>()?
             }
         };
         Ok(Self {

@@ -41,7 +41,7 @@ fn code(answer: Result<String, (Option<u64>, String)>) -> Option<u64> {
 
 /// Our plugin's configuration at this version of the specification.
 fn config(lab: &Lab, version: &str, pod: Option<&Pod>) -> Value {
-    let mut config = lab.chain(1).last_config(pod.map(|pod| &pod.added().result));
+    let mut config = lab.chain(1).last_config(pod.map(|pod| &pod.added().result)).unwrap();
     config["cniVersion"] = version.into();
     if config.get("prevResult").is_some() {
         config["prevResult"]["cniVersion"] = version.into();

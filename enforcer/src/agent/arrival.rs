@@ -1,27 +1,47 @@
-//! When a change came in: measured before it waits for the owner task, so that a busy task shows.
+//! What the source has to say, in its order and with the time at which it came: measured before it waits for the owner
+//! task, so that a busy task shows.
 
 use std::time::Instant;
 
 use tokio::sync::mpsc;
 
-use crate::source::Update;
+use crate::source::{Update, kubernetes::Fetched};
 
-/// An update and when it arrived.
 #[derive(Debug)]
-pub struct Arrived {
-    pub update: Update,
-    pub at: Instant,
+pub enum Arrived {
+    Update(Update, Instant),
+    /// What was fetched is in one of the updates before.
+    Fetched(Fetched),
 }
 
-/// Stamps what comes; ends with it. Must be called inside a tokio runtime.
-pub fn stamped(mut updates: mpsc::Receiver<Update>) -> mpsc::Receiver<Arrived> {
-    let (out, stamped) = mpsc::channel(16);
+/// Ends when no update can come any more. Must be called inside a tokio runtime.
+pub fn in_order(
+    mut updates: mpsc::Receiver<Update>,
+    mut fetched: mpsc::Receiver<Fetched>,
+) -> mpsc::Receiver<Arrived> {
+    let (out, arrivals) = mpsc::channel(16);
     tokio::spawn(async move {
-        while let Some(update) = updates.recv().await {
-            if out.send(Arrived { update, at: Instant::now() }).await.is_err() {
+        loop {
+            // An update that was sent before an answer is there before it.
+            let arrived = tokio::select! {
+                biased;
+                update = updates.recv() => match update {
+                    Some(update) => Arrived::Update(update, Instant::now()),
+                    None => return,
+                },
+                Some(fetched) = fetched.recv() => {
+                    while let Ok(update) = updates.try_recv() {
+                        if out.send(Arrived::Update(update, Instant::now())).await.is_err() {
+                            return;
+                        }
+                    }
+                    Arrived::Fetched(fetched)
+                }
+            };
+            if out.send(arrived).await.is_err() {
                 return;
             }
         }
     });
-    stamped
+    arrivals
 }

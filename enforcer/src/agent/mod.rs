@@ -42,12 +42,15 @@ use self::{
     node::Node,
     overlay::Netlink,
     settings::Settings,
-    status::Status,
+    status::{Around, Status},
 };
 use crate::{
-    api, events,
+    api,
+    chain::Keeper,
+    events,
     flow::{Pipeline, names::Names, reader::KernelEvents},
     metrics,
+    others::Lookout,
     source::running::Source,
 };
 
@@ -59,17 +62,22 @@ pub async fn run(settings: Settings) -> anyhow::Result<()> {
     let started = Instant::now();
     crate::endpoint::store::make_private_directory(&settings.state)
         .with_context(|| format!("cannot make {}", settings.state.display()))?;
+    crate::datapath::bpffs::require(&settings.bpffs)?;
     let (names, names_seen) = watch::channel(Arc::new(Names::default()));
     let (updates_in, updates) = mpsc::channel(16);
-    let mut updates = arrival::stamped(updates);
+    let (fetched_in, fetched) = mpsc::channel(64);
+    let mut arrivals = arrival::in_order(updates, fetched);
     let mut backlog = metrics::Backlog::new(started);
-    let (fetched_in, mut fetched) = mpsc::channel(64);
     let source = Source::start(&settings.source(), &settings.node_name, updates_in, fetched_in).await?;
     let publisher = Publisher::new(names, source.watcher().cloned());
     let (mut node, mut ebpf) = Node::open(&settings, publisher)?;
     let ring = crate::datapath::kernel::take_ring(&mut ebpf)?;
     drop(ebpf); // maps and programs live on: pinned, and held by `node`
 
+    // Only now: an entry in the chain makes pod starts wait for an agent.
+    let chain =
+        Keeper::start(&settings.chain, &settings.socket).context("cannot look after the CNI chain")?;
+    let lookout = Lookout::start(&settings.chain.installation.directories, &settings.bpffs)?;
     let flow_settings = settings.flow.of_node(&settings.node_name);
     let flows = Pipeline::start(KernelEvents::new(ring)?, names_seen, &flow_settings)?;
     let (commands_in, mut commands) = mpsc::channel(64);
@@ -77,6 +85,7 @@ pub async fn run(settings: Settings) -> anyhow::Result<()> {
     let listener = api::Listener::bind(&settings.socket).await?;
     // Manifests have no API server that could be told.
     let told = events::publisher::start(source.client(), &settings.node_name, &node.meters);
+    let around = Around { started, source, chain, lookout, flows: Arc::clone(&flows.pipeline) };
     let http = settings.metrics_address.0.map(|address| {
         let limits = metrics::server::Limits::default();
         tokio::spawn(metrics::server::run(address, handler.clone(), node.meters.clone(), limits))
@@ -93,24 +102,22 @@ pub async fn run(settings: Settings) -> anyhow::Result<()> {
     node.follow_links(netlink.links().await.context("routes cannot be read")?);
     loop {
         tokio::select! {
-            arrived = updates.recv() => {
-                let Arrived { update, at } = arrived.context("the source of the cluster's objects ended")?;
-                backlog.arrived(at);
-                node.learn(update);
-                admission.retry(&mut node, &source);
-            }
-            Some(fetched) = fetched.recv() => {
-                while let Ok(update) = updates.try_recv() {
-                    node.learn(update); // what was fetched is in one of them
+            arrived = arrivals.recv() => match arrived.context("the source of the cluster's objects ended")? {
+                Arrived::Update(update, at) => {
+                    backlog.arrived(at);
+                    node.learn(update);
+                    admission.retry(&mut node, &around.source);
                 }
-                admission.fetched(&fetched);
-                admission.retry(&mut node, &source);
-            }
+                Arrived::Fetched(fetched) => {
+                    admission.fetched(&fetched);
+                    admission.retry(&mut node, &around.source);
+                }
+            },
             command = commands.recv() => match command.context("the socket's task ended")? {
                 Command::Cni(request, answer) => match *request {
                     CniRequest::Add { attachment, sandbox } => {
-                        admission.add(attachment, sandbox, &source, answer);
-                        admission.retry(&mut node, &source);
+                        admission.add(attachment, sandbox, &around.source, answer);
+                        admission.retry(&mut node, &around.source);
                     }
                     request => {
                         if let CniRequest::Del { attachment } = &request {
@@ -119,17 +126,12 @@ pub async fn run(settings: Settings) -> anyhow::Result<()> {
                         let _ = answer.send(node.answer(request)); // the client may have gone
                     }
                 },
-                Command::Status(answer) => {
-                    let mut status = Status::of(&node, &settings, &source);
-                    status.uptime_seconds = started.elapsed().as_secs();
-                    status.flows = status::Flows::of(flows.pipeline.counters());
-                    let _ = answer.send(status);
-                }
+                Command::Status(answer) => _ = answer.send(Status::of(&node, &settings, &around)),
                 Command::Alive(answer) => _ = answer.send(()),
                 Command::Examine(question, answer) => _ = answer.send(node.examine(*question)),
                 Command::Survey(answer) => {
                     let (index, of) = (node.index.unclaimed(), node.compiler.settings().clone());
-                    let _ = answer.send(Survey { index, settings: of, status: Status::of(&node, &settings, &source) });
+                    let _ = answer.send(Survey { index, settings: of, status: Status::of(&node, &settings, &around) });
                 }
             },
             _ = clock.tick() => {
@@ -138,10 +140,10 @@ pub async fn run(settings: Settings) -> anyhow::Result<()> {
                     Err(error) => tracing::warn!(%error, "routes cannot be read"),
                 }
                 node.tick();
-                admission.retry(&mut node, &source);
-                node.sweep_connections(&flows.pipeline);
+                admission.retry(&mut node, &around.source);
+                node.sweep_connections(&around.flows);
                 if let Some(told) = &told {
-                    let now = events::warnings(&Status::of(&node, &settings, &source), &node.index, &node.source.problems);
+                    let now = events::warnings(&Status::of(&node, &settings, &around), &node.index, &node.source.problems);
                     told.send_if_modified(|before| *before != now && { *before = now; true });
                 }
             }
@@ -154,7 +156,7 @@ pub async fn run(settings: Settings) -> anyhow::Result<()> {
     server.abort();
     http.iter().for_each(tokio::task::JoinHandle::abort);
     let _ = std::fs::remove_file(&settings.socket); // a plugin then knows at once that nobody is there
-    drop(updates); // ends the source
+    drop((arrivals, around)); // ends the source, and lets the flow log be written out
     flows.stop().await;
     Ok(())
 }

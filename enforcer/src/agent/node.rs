@@ -18,7 +18,10 @@ use super::{
     settings::Settings,
 };
 use crate::{
-    cluster::{index::Index, object::Kind},
+    cluster::{
+        index::Index,
+        object::{Kind, Pod},
+    },
     datapath::{
         DatapathError, Local, Tables, Written,
         kernel::Maps,
@@ -169,6 +172,10 @@ impl Node {
         }
         self.endpoints.insert(endpoint.clone());
         self.follow_pod(endpoint);
+    }
+
+    pub(super) fn pods_here<'a>(&'a self, node: &'a str) -> impl Iterator<Item = &'a Pod> {
+        self.index.pods().filter(move |pod| pod.node.as_deref() == Some(node))
     }
 
     /// Puts programs back that somebody has taken off a pod's interface.

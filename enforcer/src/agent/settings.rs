@@ -36,9 +36,6 @@ pub struct Settings {
     /// Directory for what must outlive the agent: endpoints and numbers.
     #[arg(long, env = "BULKHEAD_STATE", value_name = "DIR", default_value = "/var/lib/bulkhead")]
     pub state: PathBuf,
-    /// Directory of the node's CNI configurations; status says whether bulkhead is in the chain there.
-    #[arg(long, env = "BULKHEAD_CNI_CONF_DIR", value_name = "DIR", default_value = "/etc/cni/net.d")]
-    pub cni_conf_dir: PathBuf,
     /// Where Prometheus metrics and the kubelet's probes are answered (/metrics, /healthz, /readyz), or `none`.
     /// Pods reach their own node, so an address other than loopback is open to them too.
     #[arg(
@@ -48,6 +45,8 @@ pub struct Settings {
         default_value = "127.0.0.1:9964"
     )]
     pub metrics_address: MetricsAddress,
+    #[command(flatten)]
+    pub chain: crate::chain::Settings,
     #[command(flatten)]
     pub flow: FlowSettings,
     #[command(flatten)]

@@ -3,7 +3,11 @@
 use std::{
     collections::BTreeMap,
     fmt::Write,
-    sync::atomic::{AtomicU64, Ordering},
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
+    time::Instant,
 };
 
 use comfy_table::{ContentArrangement, Table, presets};
@@ -11,9 +15,11 @@ use serde::{Deserialize, Serialize};
 
 use super::{node::Node, overlay::Way, readiness, settings::Settings};
 use crate::{
+    chain::{self, Keeper},
     cluster::object::Kind,
     datapath::ruling::Lookup,
-    flow::Counters,
+    flow::{Counters, Pipeline},
+    others::{self, Lookout},
     policy::model::DirectionRules,
     source::{kubernetes::WatchStatus, running},
 };
@@ -33,7 +39,9 @@ pub struct Status {
     pub datapath: Datapath,
     /// Where packets leave for other nodes' pods; see [`super::overlay`].
     pub ways: Vec<Way>,
-    pub chain: Chain,
+    pub chain: chain::Status,
+    /// Who else judges packets on this node.
+    pub others: Vec<others::Other>,
     pub flows: Flows,
     /// Policies that cannot be honoured as written, and why (semantics 41).
     pub defects: BTreeMap<String, Vec<String>>,
@@ -125,17 +133,6 @@ pub struct Fill {
     pub capacity: usize,
 }
 
-/// Is bulkhead in the node's CNI configuration?
-#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
-#[serde(rename_all = "camelCase", default)]
-pub struct Chain {
-    pub directory: String,
-    /// Configuration lists that hold the plugin.
-    pub chained: Vec<String>,
-    /// Those that do not: pods wired by one of them are not enforced.
-    pub unchained: Vec<String>,
-}
-
 /// Totals of the flow log since the agent started; see [`Counters`].
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", default)]
@@ -162,15 +159,25 @@ impl Flows {
     }
 }
 
+/// What the agent has running beside the node itself.
+pub struct Around {
+    pub started: Instant,
+    pub source: running::Source,
+    pub chain: Keeper,
+    pub lookout: Lookout,
+    pub flows: Arc<Pipeline>,
+}
+
 impl Status {
-    pub fn of(node: &Node, settings: &Settings, source: &running::Source) -> Self {
-        let mut status = Self::as_it_is(node, settings, source);
+    pub fn of(node: &Node, settings: &Settings, around: &Around) -> Self {
+        let mut status = Self::as_it_is(node, settings, around);
         status.not_ready = readiness::reasons(&status);
         status.ready = status.not_ready.is_empty();
         status
     }
 
-    fn as_it_is(node: &Node, settings: &Settings, source: &running::Source) -> Self {
+    fn as_it_is(node: &Node, settings: &Settings, around: &Around) -> Self {
+        let Around { source, chain, lookout, .. } = around;
         let index = &node.index;
         let objects = [
             ("Namespace", index.namespaces().count()),
@@ -197,13 +204,22 @@ impl Status {
                 problems: node.source.problems.iter().map(ToString::to_string).collect(),
                 ignored: node.source.ignored.clone(),
             },
-            chain: Chain::read(&settings.cni_conf_dir),
             endpoints: node.endpoints.iter().map(|endpoint| Endpoint::of(node, endpoint)).collect(),
             datapath: Datapath::of(node),
             ways: node.ways.clone(),
+            chain: chain.status(),
+            others: others::judge(&lookout.signs().of_pods(node.pods_here(&settings.node_name))),
+            uptime_seconds: around.started.elapsed().as_secs(),
+            flows: Flows::of(around.flows.counters()),
             defects: defects.map(|policy| (policy.key.to_string(), policy.defects.clone())).collect(),
             ..Self::default()
         }
+    }
+
+    /// What an operator should hear of without asking.
+    pub fn warnings(&self) -> Vec<chain::Warning> {
+        let others = self.others.iter().map(others::Other::warning);
+        self.chain.warnings().into_iter().chain(others).collect()
     }
 
     /// For people; everything is in the JSON form.
@@ -231,14 +247,11 @@ impl Status {
         for (policy, defects) in &self.defects {
             line("Defect", format!("NetworkPolicy {policy}: {}", defects.join("; ")));
         }
-        let chained = if self.chain.chained.is_empty() {
-            "in no list".to_owned()
-        } else {
-            self.chain.chained.join(", ")
-        };
-        line("CNI chain", format!("{}: {chained}", self.chain.directory));
-        for list in &self.chain.unchained {
-            line("Problem", format!("{list} does not run bulkhead-cni: its pods are not enforced"));
+        for (name, value) in self.chain.lines() {
+            line(name, value);
+        }
+        for other in &self.others {
+            line("Warning", other.warning().message);
         }
         let kernel = match &self.datapath.error {
             None => "up to date".to_owned(),
@@ -389,27 +402,7 @@ impl Datapath {
     }
 }
 
-impl Chain {
-    /// Reads the directory's configuration lists; what cannot be read counts as unchained.
-    pub fn read(directory: &std::path::Path) -> Self {
-        let mut chain = Self { directory: directory.display().to_string(), ..Self::default() };
-        let Ok(entries) = std::fs::read_dir(directory) else { return chain };
-        for path in entries.filter_map(Result::ok).map(|entry| entry.path()) {
-            if !path.extension().is_some_and(|e| e == "conflist" || e == "conf") {
-                continue;
-            }
-            let list: Option<serde_json::Value> =
-                std::fs::read(&path).ok().and_then(|text| serde_json::from_slice(&text).ok());
-            let plugins = list.as_ref().and_then(|list| list["plugins"].as_array());
-            let ours = plugins.is_some_and(|plugins| plugins.iter().any(|p| p["type"] == "bulkhead-cni"));
-            let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
-            if ours { &mut chain.chained } else { &mut chain.unchained }.push(name);
-        }
-        chain
-    }
-}
-
-fn seconds_since(at: std::time::Instant) -> u64 {
+fn seconds_since(at: Instant) -> u64 {
     at.elapsed().as_secs()
 }
 

@@ -3,6 +3,7 @@
 //! ```text
 //! compiled ─▶ transition (numbers) ─▶ ops ─▶ kernel (maps)          programs (pins, links)
 //! ```
+pub mod bpffs;
 pub mod engine;
 pub mod frame;
 mod image;
@@ -12,6 +13,7 @@ mod ledger;
 mod numbers;
 mod overlay;
 pub mod programs;
+pub mod removal;
 pub mod ruling;
 mod sizes;
 pub mod sweep;

@@ -104,7 +104,8 @@ fn of_own_node(status: &Status) -> BTreeSet<Warning> {
         );
         warning("WayNotGuarded", "JudgingBeforeTranslation", note)
     });
-    kernel.chain(chain).chain(ways).collect()
+    let heard = status.warnings().into_iter().map(|heard| warning(heard.reason, "Reporting", heard.message));
+    kernel.chain(chain).chain(ways).chain(heard).collect()
 }
 
 /// Whoever may speak.

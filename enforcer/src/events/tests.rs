@@ -26,8 +26,9 @@ use super::{Warning, publisher, publisher::Pace, warnings};
 use crate::{
     agent::{
         overlay::Way,
-        status::{Chain, Datapath, Status},
+        status::{Datapath, Status},
     },
+    chain,
     cluster::{
         Index,
         object::{Key, Kind, Labels, NetworkPolicy, Node, Object, ObjectRef, Pod, Selector},
@@ -105,10 +106,10 @@ fn what_is_wrong_is_told_about_the_object_that_is_concerned() {
         error: Some("map RULES is too small: 9 entries needed, 8 possible".into()),
         ..Datapath::default()
     };
-    status.chain = Chain {
+    status.chain = chain::Status {
         directory: "/etc/cni/net.d".into(),
         unchained: vec!["10-other.conflist".into()],
-        ..Chain::default()
+        ..chain::Status::default()
     };
     status.ways = vec![
         Way { interface: "flannel.1".into(), error: String::new() },

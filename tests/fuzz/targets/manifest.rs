@@ -4,14 +4,15 @@
 
 use std::path::Path;
 
-use bulkhead::source::manifest::parse_bytes;
+use bulkhead::source::{Place, manifest::parse_bytes};
 
 libfuzzer_sys::fuzz_target!(|bytes: &[u8]| {
     let lines = bytes.split(|byte| *byte == b'\n').count();
     for name in ["fuzz.yaml", "fuzz.json"] {
         let loaded = parse_bytes(Path::new(name), bytes);
         for problem in &loaded.problems {
-            assert!(problem.line <= lines, "line {} of {lines}: {problem}", problem.line);
+            let Place::File { line, .. } = problem.place else { panic!("not in the file: {problem}") };
+            assert!(line <= lines, "line {line} of {lines}: {problem}");
             assert!(!problem.to_string().contains('\n'));
         }
         for located in &loaded.objects {

@@ -88,6 +88,7 @@ impl Agent {
             ("--socket", &dir.join("agent.sock")),
             ("--state", &dir.join("state")),
             ("--flow-log", &dir.join("flows.jsonl")),
+            ("--cni-cache-dir", &dir.join("cni-cache")),
         ] {
             arguments.extend([flag.to_owned(), path.display().to_string()]);
         }

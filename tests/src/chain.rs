@@ -6,6 +6,7 @@ use std::{
     io::Write,
     path::{Path, PathBuf},
     process::Stdio,
+    sync::atomic::{AtomicBool, Ordering},
     time::{Duration, Instant},
 };
 
@@ -30,6 +31,8 @@ pub struct Chain {
     plugins: Vec<Value>,
     path: Vec<PathBuf>,
     cache: PathBuf,
+    /// The last plugin is in the list.
+    complete: AtomicBool,
 }
 
 /// One attachment as the runtime names it.
@@ -90,6 +93,7 @@ impl Chain {
             plugins: vec![bridge],
             path: vec![PLUGIN_DIR.into()],
             cache: node.dir().join("cni-cache/results"),
+            complete: AtomicBool::new(true),
         };
         if let Some((config, binary)) = last {
             chain.plugins.push(config);
@@ -100,7 +104,19 @@ impl Chain {
 
     /// The list as a file in `/etc/cni/net.d` would hold it.
     pub fn conflist(&self) -> Value {
-        json!({"cniVersion": self.cni_version, "name": NETWORK, "plugins": self.plugins})
+        json!({"cniVersion": self.cni_version, "name": NETWORK, "plugins": self.plugins()})
+    }
+
+    /// Puts the last plugin into the list, or takes it out.
+    pub fn set_complete(&self, complete: bool) {
+        self.complete.store(complete, Ordering::Relaxed);
+    }
+
+    fn plugins(&self) -> &[Value] {
+        match self.plugins.split_last() {
+            Some((_, first)) if !self.complete.load(Ordering::Relaxed) => first,
+            _ => &self.plugins,
+        }
     }
 
     /// What the last plugin of the list finds on its standard input.
@@ -111,7 +127,7 @@ impl Chain {
     /// ADD through the whole list. A failure leaves what the earlier plugins did: the runtime follows with DEL.
     pub fn add(&self, node: &Netns, attachment: &Attachment) -> Result<Added> {
         let (mut result, mut took) = (None, Vec::new());
-        for plugin in &self.plugins {
+        for plugin in self.plugins() {
             let start = Instant::now();
             let answer = self.call("ADD", node, attachment, plugin, result.as_ref())?;
             took.push((plugin_name(plugin).to_owned(), start.elapsed()));
@@ -127,7 +143,7 @@ impl Chain {
     /// CHECK through the whole list, against the remembered result.
     pub fn check(&self, node: &Netns, attachment: &Attachment) -> Result<()> {
         let result = self.remembered(attachment).context("CHECK needs the result of ADD")?;
-        for plugin in &self.plugins {
+        for plugin in self.plugins() {
             self.call("CHECK", node, attachment, plugin, Some(&result))?;
         }
         Ok(())
@@ -136,7 +152,7 @@ impl Chain {
     /// DEL in reverse order; may be repeated, and follows a failed ADD.
     pub fn del(&self, node: &Netns, attachment: &Attachment) -> Result<()> {
         let result = self.remembered(attachment);
-        for plugin in self.plugins.iter().rev() {
+        for plugin in self.plugins().iter().rev() {
             self.call("DEL", node, attachment, plugin, result.as_ref())?;
         }
         match fs::remove_file(self.cache_file(attachment)) {

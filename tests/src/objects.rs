@@ -49,13 +49,26 @@ impl Lab {
         self.manifests().delete(kind, key)
     }
 
-    /// Waits until every agent has taken in the manifests as they are now, and so has its kernel.
+    /// Waits until every agent has looked its node over, and every pod there is an endpoint.
+    pub fn adopted(&self) -> Result<()> {
+        for agent in self.agents() {
+            let done = |status: &Value| {
+                let running = &status["running"];
+                running["surveyed"] == true && running["unadopted"].as_array().is_some_and(Vec::is_empty)
+            };
+            let status = until(SETTLES_WITHIN, || agent.status(), done)?;
+            ensure!(done(&status), "a pod is not adopted: {status:#}");
+        }
+        Ok(())
+    }
+
+    /// Waits until every agent that runs has taken in the manifests as they are now, and so has its kernel.
     ///
     /// An agent that has read one more object of a kind that it only counts has read all that was there before.
     pub fn settle(&self) -> Result<()> {
         const KIND: &str = "ConfigMap";
         let number = self.manifests().mark(KIND)?;
-        for agent in self.agents() {
+        for agent in self.agents().iter().filter(|agent| agent.runs()) {
             let seen = |status: &Value| status["source"]["ignored"][KIND].as_u64().unwrap_or_default();
             let status = until(SETTLES_WITHIN, || agent.status(), |status| seen(status) >= number.into())?;
             ensure!(seen(&status) >= number.into(), "an agent has not seen the last change: {status:#}");

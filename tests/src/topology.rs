@@ -73,12 +73,13 @@ impl Lab {
                     .iter()
                     .map(|node| Agent::new(node, &dir.bpffs(), manifests.dir(), options))
                     .collect::<Result<Vec<_>>>()?;
-                agents.iter().try_for_each(Agent::spawn)?;
-                agents.iter().try_for_each(Agent::await_ready)?;
+                if !plan.later {
+                    start(&agents)?;
+                }
                 agents
             }
         };
-        let chains = match &plan.agent {
+        let chains: Vec<Chain> = match &plan.agent {
             None => nodes.iter().map(|node| Chain::flannel(node, None)).collect(),
             Some(options) => {
                 let binary = binaries::cni()?;
@@ -90,6 +91,9 @@ impl Lab {
                     .collect()
             }
         };
+        for chain in &chains {
+            chain.set_complete(!plan.later);
+        }
         Ok(Self {
             pods: Mutex::default(),
             agents,
@@ -101,6 +105,15 @@ impl Lab {
             pod_numbers: AtomicU32::new(0),
             dir,
         })
+    }
+
+    /// Brings bulkhead to a cluster that was raised without: agents start, and the plugin is in the list from now on.
+    pub fn install(&self) -> Result<()> {
+        start(&self.agents)?;
+        for chain in &self.chains {
+            chain.set_complete(true);
+        }
+        Ok(())
     }
 
     /// Unique on this machine; prefix of all namespaces.
@@ -304,6 +317,11 @@ fn remove_lab(name: &str) {
     let dir = Path::new(LABS_DIR).join(name);
     let _ = umount2(&dir.join("bpf"), MntFlags::MNT_DETACH);
     let _ = fs::remove_dir_all(&dir);
+}
+
+fn start(agents: &[Agent]) -> Result<()> {
+    agents.iter().try_for_each(Agent::spawn)?;
+    agents.iter().try_for_each(Agent::await_ready)
 }
 
 fn underlay(lab: &str) -> Result<Netns> {

@@ -7,6 +7,7 @@
 //! ```
 //! Killed at any moment, it leaves programs, maps and links pinned and the node enforcing (fail static);
 //! the next start takes them over.
+mod adoption;
 mod connections;
 mod local;
 mod names;
@@ -30,6 +31,7 @@ use tokio::{
 };
 
 use self::{
+    adoption::Surveyor,
     names::Publisher,
     node::{Node, NotAdded},
     overlay::Netlink,
@@ -89,11 +91,17 @@ pub async fn run(settings: Settings) -> anyhow::Result<()> {
     let mut waiting: Vec<Waiting> = Vec::new();
     let netlink = Netlink::connect().context("cannot talk to the kernel about routes")?;
     node.follow_links(netlink.links().await.context("routes cannot be read")?);
+    let (mut surveyor, mut surveys) = Surveyor::new(settings.cni_cache_dir.clone());
     loop {
         tokio::select! {
             update = updates.recv() => {
                 node.learn(update.context("the watch on the manifests ended")?);
                 retry(&mut waiting, &mut node);
+                surveyor.look_first(&node);
+            }
+            Some(survey) = surveys.recv() => {
+                surveyor.done();
+                node.take_in(survey);
             }
             command = commands.recv() => match command.context("the socket's task ended")? {
                 Command::Cni(request, answer) => match *request {
@@ -122,6 +130,7 @@ pub async fn run(settings: Settings) -> anyhow::Result<()> {
                 }
                 node.tick();
                 retry(&mut waiting, &mut node);
+                surveyor.look(&node);
                 node.sweep_connections(&flows.pipeline);
             }
             _ = terminate.recv() => break,

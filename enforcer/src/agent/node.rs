@@ -11,6 +11,7 @@ use bulkhead_cni::protocol::{AttachmentId, CniAnswer, CniRequest, Sandbox};
 use nix::net::if_::if_nametoindex;
 
 use super::{
+    adoption::{Running, is_gone},
     local,
     names::Publisher,
     overlay::{Links, Way},
@@ -37,7 +38,7 @@ const UNKNOWN_CONTAINER: u32 = 3;
 /// Rules that nothing can reach any more are removed about this long after the update that left them ..
 const TIDY_AFTER: Duration = Duration::from_secs(2);
 /// .. and never this soon after another one: a packet under way may just have looked up an old number.
-const PACKET_UNDER_WAY: Duration = Duration::from_millis(20);
+pub(super) const PACKET_UNDER_WAY: Duration = Duration::from_millis(20);
 
 pub struct Node {
     pub(super) index: Index,
@@ -49,9 +50,10 @@ pub struct Node {
     pub(super) health: Health,
     pub(super) links: Links,
     pub(super) ways: Vec<Way>,
-    store: Store,
+    pub(super) store: Store,
     /// Kernel records of a state file that was lost, by interface; kept as they are.
-    orphans: BTreeMap<u32, Local>,
+    pub(super) orphans: BTreeMap<u32, Local>,
+    pub(super) running: Running,
     tidy_at: Option<Instant>,
     updated: Instant,
     pub(super) names: Publisher,
@@ -117,6 +119,7 @@ impl Node {
             ways: Vec::new(),
             store,
             orphans: BTreeMap::new(),
+            running: Running::default(),
             tidy_at: None,
             updated: Instant::now(),
             names,
@@ -132,7 +135,7 @@ impl Node {
     /// An endpoint of before. Its interface may be gone: the pod ended while no agent ran.
     fn adopt(&mut self, endpoint: &Endpoint) {
         let Sandbox { host_ifname, host_ifindex, .. } = &endpoint.sandbox;
-        if if_nametoindex(host_ifname.as_str()) != Ok(*host_ifindex) {
+        if is_gone(&endpoint.sandbox) {
             tracing::info!(container = endpoint.attachment.container, ifname = host_ifname, "pod is gone");
             if let Err(error) = self.store.remove(&endpoint.attachment) {
                 tracing::warn!(%error, "stale endpoint file stays");
@@ -145,6 +148,7 @@ impl Node {
         }
         self.endpoints.insert(endpoint.clone());
         self.follow_pod(endpoint);
+        self.go_on_learning(endpoint);
     }
 
     /// Puts programs back that somebody has taken off a pod's interface.
@@ -179,6 +183,7 @@ impl Node {
                     mac: record.mac,
                     addresses: addresses.into_iter().filter(|a| !a.is_unspecified()).collect(),
                     adopted: false,
+                    silent: false,
                 },
             );
         }
@@ -242,7 +247,10 @@ impl Node {
     }
 
     fn locals(&self) -> BTreeMap<u32, Local> {
-        let own = self.endpoints.iter().map(Endpoint::local).map(|local| (local.ifindex, local));
+        let own = self.endpoints.iter().map(|endpoint| {
+            let silent = self.running.is_silent(&endpoint.attachment);
+            (endpoint.sandbox.host_ifindex, Local { silent, ..endpoint.local() })
+        });
         own.chain(self.orphans.clone()).collect()
     }
 
@@ -296,7 +304,8 @@ impl Node {
         }
 
         let id = self.tables.next_endpoint();
-        let endpoint = Endpoint { id, attachment: attachment.clone(), sandbox: sandbox.clone() };
+        let endpoint =
+            Endpoint { id, attachment: attachment.clone(), sandbox: sandbox.clone(), adopted: false };
         let before = self.endpoints.insert(endpoint.clone());
         self.orphans.remove(&sandbox.host_ifindex);
         self.follow_pod(&endpoint);
@@ -323,6 +332,7 @@ impl Node {
 
     /// DEL: the record goes, so that the interface drops everything until it is gone itself.
     pub fn del(&mut self, attachment: &AttachmentId) {
+        self.note_departure(attachment);
         if self.endpoints.get(attachment).is_some() {
             self.forget(attachment);
             self.enforce();
@@ -330,7 +340,7 @@ impl Node {
         self.sweep_links();
     }
 
-    fn forget(&mut self, attachment: &AttachmentId) {
+    pub(super) fn forget(&mut self, attachment: &AttachmentId) {
         let endpoint = self.endpoints.remove(attachment);
         if let Err(error) = self.store.remove(attachment) {
             // The next start finds that the interface is gone and removes it then.
@@ -342,7 +352,7 @@ impl Node {
     }
 
     /// Tells the index which addresses the endpoint's pod has here.
-    fn follow_pod(&mut self, endpoint: &Endpoint) {
+    pub(super) fn follow_pod(&mut self, endpoint: &Endpoint) {
         let Some(pod) = endpoint.pod() else { return };
         let addresses = self.endpoints.addresses_of(&pod);
         if addresses.is_empty() {
@@ -426,6 +436,7 @@ impl Node {
             }
         }
         self.orphans.retain(|ifindex, _| local::exists(*ifindex));
+        self.tend_running();
         self.tend_names();
         self.repair();
         self.sweep_links();

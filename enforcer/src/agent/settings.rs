@@ -35,6 +35,9 @@ pub struct Settings {
     /// Directory of the node's CNI configurations; status says whether bulkhead is in the chain there.
     #[arg(long, env = "BULKHEAD_CNI_CONF_DIR", value_name = "DIR", default_value = "/etc/cni/net.d")]
     pub cni_conf_dir: PathBuf,
+    /// Directory of libcni's cache (`results` below it), in which the runtime remembers the pods that already run.
+    #[arg(long, env = "BULKHEAD_CNI_CACHE_DIR", value_name = "DIR", default_value = "/var/lib/cni")]
+    pub cni_cache_dir: PathBuf,
     #[command(flatten)]
     pub flow: FlowSettings,
     #[command(flatten)]

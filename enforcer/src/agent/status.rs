@@ -10,7 +10,7 @@ use comfy_table::{ContentArrangement, Table, presets};
 use serde::{Deserialize, Serialize};
 
 use super::{node::Node, overlay::Way, settings::Settings};
-use crate::{flow::Counters, policy::model::DirectionRules};
+use crate::{endpoint::adoption::Unadopted, flow::Counters, policy::model::DirectionRules};
 
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", default)]
@@ -24,6 +24,7 @@ pub struct Status {
     pub datapath: Datapath,
     /// Where packets leave for other nodes' pods; see [`super::overlay`].
     pub ways: Vec<Way>,
+    pub running: Running,
     pub chain: Chain,
     pub flows: Flows,
     /// Policies that cannot be honoured as written, and why (semantics 41).
@@ -96,6 +97,40 @@ pub struct Fill {
     pub capacity: usize,
 }
 
+/// Pods that ran before bulkhead did; see [`super::adoption`].
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub struct Running {
+    /// The node has been looked over since the agent started.
+    pub surveyed: bool,
+    /// Pods of this node that nobody enforces.
+    pub unadopted: Vec<Unadopted>,
+    /// Files of the runtime's cache that cannot be read, and why.
+    pub unreadable: Vec<String>,
+    /// Since the agent started: pods adopted, and connections imported for them.
+    pub adopted: u64,
+    pub imported: u64,
+    /// Adopted pods whose connections are still being learnt.
+    pub learning: usize,
+    /// How long the last adoption took, in milliseconds.
+    pub took_millis: u64,
+}
+
+impl Running {
+    fn of(node: &Node) -> Self {
+        let running = &node.running;
+        Self {
+            surveyed: running.surveyed,
+            unadopted: running.unadopted.iter().cloned().collect(),
+            unreadable: running.unreadable.clone(),
+            adopted: running.adopted,
+            imported: running.imported,
+            learning: node.learning(),
+            took_millis: u64::try_from(running.took.as_millis()).unwrap_or(u64::MAX),
+        }
+    }
+}
+
 /// Is bulkhead in the node's CNI configuration?
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", default)]
@@ -160,6 +195,7 @@ impl Status {
             endpoints: node.endpoints.iter().map(|endpoint| Endpoint::of(node, endpoint)).collect(),
             datapath: Datapath::of(node),
             ways: node.ways.clone(),
+            running: Running::of(node),
             defects: defects.map(|policy| (policy.key.to_string(), policy.defects.clone())).collect(),
             ..Self::default()
         }
@@ -210,6 +246,12 @@ impl Status {
         for Way { interface, error } in &self.ways {
             let state = if error.is_empty() { "judged" } else { error };
             line("To other nodes", format!("{interface}: {state}"));
+        }
+        for Unadopted { pod, why, .. } in &self.running.unadopted {
+            line("Not enforced", format!("{pod}: {why}"));
+        }
+        for why in &self.running.unreadable {
+            line("Problem", format!("the runtime's cache: {why}"));
         }
         line(
             "Lost",

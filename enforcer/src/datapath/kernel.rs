@@ -1,6 +1,6 @@
 //! The kernel's maps behind one small trait: all that the agent may read from or write to them.
 
-use std::{collections::BTreeMap, net::IpAddr, path::Path};
+use std::{collections::BTreeMap, io, net::IpAddr, path::Path};
 
 use aya::{
     Ebpf,
@@ -243,7 +243,21 @@ where
     pub fn remove(&mut self, key: &ConnKey<A>) -> Result<(), DatapathError> {
         absent_is_gone(self.0.remove(key)).map_err(DatapathError::from)
     }
+
+    /// Enters a connection; one that has an entry keeps it unless it is to be replaced.
+    pub fn set(&mut self, key: &ConnKey<A>, conn: &Conn, replace: bool) -> Result<(), DatapathError> {
+        let flags = if replace { 0 } else { BPF_NOEXIST };
+        match self.0.insert(key, conn, flags) {
+            Err(MapError::SyscallError(error)) if error.io_error.kind() == io::ErrorKind::AlreadyExists => {
+                Ok(())
+            }
+            result => Ok(result?),
+        }
+    }
 }
+
+/// `BPF_NOEXIST` of `linux/bpf.h`: never overwrite.
+const BPF_NOEXIST: u64 = 1;
 
 /// As the kernel has it: a pinned map may be of another build.
 fn max_entries(map: &MapData) -> Result<usize, MapError> {

@@ -6,6 +6,7 @@
 pub mod engine;
 pub mod frame;
 mod image;
+pub mod imports;
 mod journal;
 pub mod kernel;
 mod ledger;

@@ -42,6 +42,8 @@ const HOOKS: [HookSide; 3] = [
 pub enum Role {
     /// Host end of a pod's veth pair.
     Pod,
+    /// As `Pod`, but only what the pod sends so far.
+    Sender,
     /// The way to other nodes: flannel's overlay device, or an uplink.
     Overlay,
 }
@@ -50,6 +52,7 @@ impl Role {
     const fn hooks(self) -> std::ops::Range<usize> {
         match self {
             Self::Pod => 0..2,
+            Self::Sender => 0..1,
             Self::Overlay => 2..3,
         }
     }
@@ -200,6 +203,39 @@ impl Programs {
         Ok(swept)
     }
 
+    /// Takes off whatever an agent of any version has left under `bpffs`: links first, so that interfaces are free (after
+    /// an RCU grace period) while their programs still have all maps. No error if nothing is there; the directory itself
+    /// goes unless it is a mount.
+    pub fn remove_all(bpffs: &Path) -> Result<(), DatapathError> {
+        let pin_error = |source| DatapathError::Pin { path: bpffs.into(), source };
+        let versions = match fs::read_dir(bpffs) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
+            versions => versions.map_err(pin_error)?.collect::<Result<Vec<_>, _>>().map_err(pin_error)?,
+        };
+        let of_ours = |path: &PathBuf| version_of(path).is_some();
+        let versions: Vec<PathBuf> = versions.iter().map(fs::DirEntry::path).filter(of_ours).collect();
+        for directory in versions.iter().map(|version| version.join("links")).chain(versions.iter().cloned())
+        {
+            match fs::remove_dir_all(&directory) {
+                Err(source) if source.kind() != io::ErrorKind::NotFound => {
+                    return Err(DatapathError::Pin { path: directory, source });
+                }
+                _ => {}
+            }
+        }
+        match fs::remove_dir(bpffs) {
+            Err(error)
+                if !matches!(
+                    error.kind(),
+                    io::ErrorKind::ResourceBusy | io::ErrorKind::DirectoryNotEmpty
+                ) =>
+            {
+                Err(pin_error(error))
+            }
+            _ => Ok(()),
+        }
+    }
+
     /// Swaps the code of every link in one step each: no packet meets neither or both.
     fn update_links(&mut self) -> Result<(), DatapathError> {
         for (path, _, hook) in self.links()? {
@@ -244,6 +280,11 @@ impl Programs {
         }
         Ok(links)
     }
+}
+
+/// The layout's version that a directory of pins is named after.
+fn version_of(directory: &Path) -> Option<u32> {
+    directory.file_name()?.to_str()?.strip_prefix('v')?.parse().ok()
 }
 
 /// Pins under another name first and renames over the old pin, so that there is always one.

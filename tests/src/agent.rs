@@ -67,6 +67,7 @@ impl AgentOptions {
 pub struct Agent {
     node: Arc<Node>,
     binary: PathBuf,
+    bpffs: PathBuf,
     arguments: Vec<String>,
     process: Mutex<Option<Child>>,
 }
@@ -93,7 +94,18 @@ impl Agent {
             arguments.extend([flag.to_owned(), path.display().to_string()]);
         }
         arguments.extend(options.arguments.iter().cloned());
-        Ok(Self { node: Arc::clone(node), binary: binaries::agent()?, arguments, process: Mutex::default() })
+        Ok(Self {
+            node: Arc::clone(node),
+            binary: binaries::agent()?,
+            bpffs,
+            arguments,
+            process: Mutex::default(),
+        })
+    }
+
+    /// Where its pins are, in a directory per version of the maps' layout.
+    pub fn bpffs(&self) -> &Path {
+        &self.bpffs
     }
 
     pub fn socket(&self) -> PathBuf {
@@ -124,11 +136,16 @@ impl Agent {
 
     /// Starts the agent and waits until it serves.
     pub fn start(&self) -> Result<()> {
-        self.spawn()?;
+        self.start_with(&[])
+    }
+
+    /// As [`Agent::start`], with more arguments for this life.
+    pub fn start_with(&self, arguments: &[&str]) -> Result<()> {
+        self.spawn(arguments)?;
         self.await_ready()
     }
 
-    pub(crate) fn spawn(&self) -> Result<()> {
+    pub(crate) fn spawn(&self, arguments: &[&str]) -> Result<()> {
         let mut process = self.process();
         ensure!(process.is_none(), "the agent of {} already runs", self.node.name());
         let log = OpenOptions::new().create(true).append(true).open(self.log_file())?;
@@ -137,6 +154,7 @@ impl Agent {
             .netns()
             .command(&self.binary)?
             .args(&self.arguments)
+            .args(arguments)
             .stdin(File::open("/dev/null")?)
             .stdout(log.try_clone()?)
             .stderr(log)

@@ -20,6 +20,7 @@ pub mod demo;
 pub mod endpoints;
 pub mod flowlog;
 pub mod kubelet;
+pub mod links;
 pub mod matrix;
 pub mod netns;
 pub mod node;

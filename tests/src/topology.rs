@@ -320,7 +320,7 @@ fn remove_lab(name: &str) {
 }
 
 fn start(agents: &[Agent]) -> Result<()> {
-    agents.iter().try_for_each(Agent::spawn)?;
+    agents.iter().try_for_each(|agent| agent.spawn(&[]))?;
     agents.iter().try_for_each(Agent::await_ready)
 }
 

@@ -168,10 +168,9 @@ fn streams_of_before_survive_installation_restart_and_uninstallation_or_are_cut(
     }
     lab.settle().unwrap();
     lab.agents().iter().for_each(Agent::kill9);
-    for node in lab.nodes() {
-        let bpffs = lab.dir().join("bpf").join(node.name());
-        Programs::remove_all(&bpffs).unwrap();
-        assert!(!bpffs.exists());
+    for agent in lab.agents() {
+        Programs::remove_all(agent.bpffs()).unwrap();
+        assert!(!agent.bpffs().exists());
     }
     webs.notice_nothing(&lab);
     assert!(quiet_webs.iter_mut().all(Quiet::speaks), "after uninstallation");

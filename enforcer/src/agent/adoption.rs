@@ -11,7 +11,6 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
-    hash::Hash,
     io,
     net::IpAddr,
     path::PathBuf,
@@ -20,7 +19,7 @@ use std::{
 };
 
 use bulkhead_cni::protocol::{AttachmentId, Sandbox};
-use bulkhead_ebpf::abi::{CONN_COUNTER, CONN_TRANSLATED, Conn, ConnKey};
+use bulkhead_ebpf::abi::ConnKey;
 use nix::net::if_::if_nametoindex;
 use tokio::sync::mpsc;
 
@@ -30,7 +29,7 @@ use super::{
 };
 use crate::{
     cluster::object::Key,
-    datapath::{imports::Known, kernel::ConnTable, programs::Role},
+    datapath::{imports::Known, programs::Role},
     endpoint::{
         Endpoint,
         adoption::{Expected, Recognised, Unadopted, is_here, recognise},
@@ -227,7 +226,9 @@ impl Node {
         // question although it is an answer that its own hooks know.
         self.running.silent.clear();
         self.enforce();
-        self.learn_more(&adopted, began);
+        // What was opened since the sockets were read for the first time; and a hook may have met an answer first and
+        // taken it for a question.
+        self.read_sockets(&adopted, Some(began));
         let until = Instant::now() + LEARNING;
         self.running.learning.extend(adopted.iter().map(|endpoint| (endpoint.attachment.clone(), until)));
         self.running.adopted += u64::try_from(adopted.len()).unwrap_or_default();
@@ -237,7 +238,7 @@ impl Node {
         left
     }
 
-    fn attach_all(&mut self, role: Role, adopted: &[Endpoint]) {
+    pub(super) fn attach_all(&mut self, role: Role, adopted: &[Endpoint]) {
         for Sandbox { host_ifname, host_ifindex, .. } in adopted.iter().map(|endpoint| &endpoint.sandbox) {
             if let Err(error) = self.programs.attach(role, host_ifname, *host_ifindex) {
                 // Its rules are in place; `repair` tries again.
@@ -246,9 +247,8 @@ impl Node {
         }
     }
 
-    /// What was opened since the sockets were read for the first time. A hook may have met an answer first and taken it
-    /// for a question.
-    fn learn_more(&mut self, adopted: &[Endpoint], began: u64) {
+    /// Imports whatever conversations these endpoints are in; `replace` as for `import`.
+    pub(super) fn read_sockets(&mut self, adopted: &[Endpoint], replace: Option<u64>) {
         let mut conversations = Vec::new();
         for endpoint in adopted {
             let sandbox = &endpoint.sandbox;
@@ -258,11 +258,11 @@ impl Node {
                 }
                 // The pod may be gone; otherwise the hooks judge what they meet as they meet it.
                 Err(error) => {
-                    tracing::warn!(%error, ifname = sandbox.host_ifname, "sockets cannot be read again");
+                    tracing::warn!(%error, ifname = sandbox.host_ifname, "sockets cannot be read");
                 }
             }
         }
-        self.import(adopted, &conversations, Some(began));
+        self.import(adopted, &conversations, replace);
     }
 
     /// Enters connections that are not known yet; those that the hooks have entered since `replace` give way if they
@@ -281,10 +281,10 @@ impl Node {
         for (key, conn) in known.entries(conversations) {
             let entered = match key.addresses {
                 [IpAddr::V4(a), IpAddr::V4(b)] => {
-                    enter(&mut maps.conns_v4(), &with(&key, [a.octets(), b.octets()]), &conn, replace)
+                    maps.conns_v4().learn(&with(&key, [a.octets(), b.octets()]), &conn, replace)
                 }
                 [IpAddr::V6(a), IpAddr::V6(b)] => {
-                    enter(&mut maps.conns_v6(), &with(&key, [a.octets(), b.octets()]), &conn, replace)
+                    maps.conns_v6().learn(&with(&key, [a.octets(), b.octets()]), &conn, replace)
                 }
                 _ => continue, // no socket has such ends
             };
@@ -352,24 +352,6 @@ pub fn is_gone(sandbox: &Sandbox) -> bool {
 fn unadopted(attachment: &AttachmentId, sandbox: &Sandbox, why: String) -> Unadopted {
     let pod = sandbox.pod.as_ref().map(|pod| format!("{}/{}", pod.namespace, pod.name)).unwrap_or_default();
     Unadopted { pod, container: attachment.container.clone(), why }
-}
-
-fn enter<A: Copy + Hash>(
-    table: &mut ConnTable<'_, A>,
-    key: &ConnKey<A>,
-    conn: &Conn,
-    replace: Option<u64>,
-) -> Result<bool, crate::datapath::DatapathError>
-where
-    ConnKey<A>: aya::Pod,
-{
-    let said = |conn: &Conn| (conn.sides & !CONN_COUNTER, conn.state & CONN_TRANSLATED);
-    let wrong =
-        |known: &Conn| replace.is_some_and(|since| known.started >= since) && said(known) != said(conn);
-    match table.get(key) {
-        Some(known) if !wrong(&known) => Ok(false),
-        known => table.set(key, conn, known.is_some()).map(|()| true),
-    }
 }
 
 fn with<A>(key: &ConnKey<IpAddr>, addresses: [A; 2]) -> ConnKey<A> {

@@ -8,13 +8,16 @@
 //! Killed at any moment, it leaves programs, maps and links pinned and the node enforcing (fail static);
 //! the next start takes them over.
 mod adoption;
+mod boot;
 mod connections;
 mod local;
 mod names;
 mod node;
 pub mod overlay;
+pub mod readiness;
 pub mod settings;
 pub mod status;
+mod succession;
 
 use std::{
     sync::Arc,

@@ -12,10 +12,11 @@ use nix::net::if_::if_nametoindex;
 
 use super::{
     adoption::{Running, is_gone},
-    local,
+    boot, local,
     names::Publisher,
     overlay::{Links, Way},
     settings::Settings,
+    succession::keep_marks,
 };
 use crate::{
     cluster::{index::Index, object::Kind},
@@ -78,6 +79,13 @@ pub struct Health {
     pub last_written: Written,
     /// Why the kernel is not up to date: endpoints keep their last complete rule sets (semantics 42).
     pub error: Option<String>,
+    /// Interfaces on which a program was missing and is back, and pins that were, since the start.
+    pub repaired: u64,
+    pub pins_restored: usize,
+    /// Why pins cannot be put back: the node would not enforce on without the agent.
+    pub pins_missing: Option<String>,
+    /// A predecessor's programs have been replaced, or there were none.
+    pub succeeded: bool,
 }
 
 /// Why an ADD cannot be answered yet, or ever.
@@ -92,18 +100,23 @@ impl Node {
     /// maps before the source has said everything once (fail static).
     pub fn open(settings: &Settings, names: Publisher) -> anyhow::Result<(Self, aya::Ebpf)> {
         let store = Store::open(&settings.state.join("endpoints"))?;
+        if boot::is_another(&settings.state) {
+            tracing::info!("the node has been restarted: no endpoint of before is left");
+            store.clear()?;
+        }
         let (stored, errors) = store.load()?;
         for error in errors {
             tracing::error!(%error, "endpoint file cannot be read; its pod keeps its rules as they are");
         }
         let capacity = Capacity { connections: settings.max_connections };
-        let (programs, mut ebpf) = Programs::open(&settings.bpffs, capacity)?;
+        let (programs, mut ebpf) = Programs::open(&settings.bpffs, settings.abi(), capacity)?;
         let mut maps = Maps::take(&mut ebpf)?;
         maps.configure(bulkhead_ebpf::abi::Config {
             tunnel_port_be: settings.tunnel_port.to_be_bytes(),
             mark_mask: settings.mark_mask,
             ..Default::default()
         })?;
+        keep_marks(&programs, &mut maps, &stored);
         let tables = Tables::open(maps, Some(&settings.state.join("numbers.json")))?;
         let mut index = Index::new(Some(settings.node_name.clone()));
         index.set_local_addresses(local::addresses()?);
@@ -129,6 +142,9 @@ impl Node {
             node.adopt(&endpoint);
         }
         node.adopt_orphans();
+        if let Err(error) = boot::remember(&settings.state) {
+            tracing::warn!(%error, "a restart of the node will not be noticed");
+        }
         Ok((node, ebpf))
     }
 
@@ -142,7 +158,9 @@ impl Node {
             }
             return;
         }
-        if let Err(error) = self.programs.attach(Role::Pod, host_ifname, *host_ifindex) {
+        if !self.is_succeeding()
+            && let Err(error) = self.programs.attach(Role::Pod, host_ifname, *host_ifindex)
+        {
             // The others still need an agent; `repair` tries again.
             tracing::error!(ifname = host_ifname, error = error_chain(&error), "pod is not enforced");
         }
@@ -151,8 +169,24 @@ impl Node {
         self.go_on_learning(endpoint);
     }
 
-    /// Puts programs back that somebody has taken off a pod's interface.
+    /// Puts programs back that somebody has taken off a pod's interface, and pins that somebody has removed.
     fn repair(&mut self) {
+        match self.programs.restore_pins() {
+            Ok(0) => self.health.pins_missing = None,
+            Ok(restored) => {
+                tracing::error!(restored, "pins were missing, and are back");
+                self.health.pins_restored += restored;
+                self.health.pins_missing = None;
+            }
+            Err(error) => {
+                let error = error_chain(&error);
+                tracing::error!(error, "pins are missing: the node enforces only while the agent runs");
+                self.health.pins_missing = Some(error);
+            }
+        }
+        if self.is_succeeding() {
+            return; // a predecessor's programs are on the interfaces
+        }
         for endpoint in self.endpoints.iter() {
             let Sandbox { host_ifname, host_ifindex, .. } = &endpoint.sandbox;
             if !local::exists(*host_ifindex)
@@ -162,6 +196,7 @@ impl Node {
             }
             let repaired = self.programs.attach(Role::Pod, host_ifname, *host_ifindex);
             let error = repaired.err().map(|error| error_chain(&error));
+            self.health.repaired += u64::from(error.is_none());
             tracing::error!(ifname = host_ifname, error, "a program was missing on a pod's interface");
         }
     }
@@ -205,6 +240,7 @@ impl Node {
             self.guard_ways(); // before anything is opened that is to be judged there
         }
         self.enforce();
+        self.succeed();
     }
 
     /// Brings the kernel to the index. An error is kept for status and tried again at the next tick.
@@ -436,13 +472,17 @@ impl Node {
             }
         }
         self.orphans.retain(|ifindex, _| local::exists(*ifindex));
+        self.succeed();
         self.tend_running();
         self.tend_names();
         self.repair();
         self.sweep_links();
     }
 
-    fn sweep_links(&self) {
+    fn sweep_links(&mut self) {
+        if self.is_succeeding() {
+            return; // what a predecessor holds is still to be taken over
+        }
         if let Err(error) = self.programs.sweep_links(local::exists) {
             tracing::warn!(error = error_chain(&error), "stale link pins stay for now");
         }

@@ -2,7 +2,7 @@
 
 use std::path::PathBuf;
 
-use bulkhead_ebpf::abi::ORIGINS;
+use bulkhead_ebpf::abi::{ABI_VERSION, ORIGINS};
 use clap::{Args, ValueEnum};
 
 use crate::{
@@ -54,6 +54,21 @@ pub struct Settings {
     #[arg(long, env = "BULKHEAD_MARK_MASK", value_name = "MASK", default_value = "0xfff00000",
           value_parser = mark_mask)]
     pub mark_mask: u32,
+    /// For tests of upgrades, in debug builds only: this agent's layout under another version's name.
+    #[cfg(debug_assertions)]
+    #[arg(long, hide = true)]
+    pub pretend_abi: Option<u32>,
+}
+
+impl Settings {
+    /// The version of the maps' layout that the pins are named after.
+    pub fn abi(&self) -> u32 {
+        #[cfg(debug_assertions)]
+        if let Some(pretended) = self.pretend_abi {
+            return pretended;
+        }
+        ABI_VERSION
+    }
 }
 
 /// Decimal, or hexadecimal after `0x`.

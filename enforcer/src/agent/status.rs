@@ -9,14 +9,20 @@ use std::{
 use comfy_table::{ContentArrangement, Table, presets};
 use serde::{Deserialize, Serialize};
 
-use super::{node::Node, overlay::Way, settings::Settings};
-use crate::{endpoint::adoption::Unadopted, flow::Counters, policy::model::DirectionRules};
+use super::{node::Node, overlay::Way, readiness::readiness, settings::Settings};
+use crate::{
+    datapath::programs::Role, endpoint::adoption::Unadopted, flow::Counters, policy::model::DirectionRules,
+};
 
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", default)]
 pub struct Status {
     pub node: String,
     pub version: String,
+    /// The node enforces what the API says; see [`super::readiness`].
+    pub ready: bool,
+    /// Why not.
+    pub unready: Vec<String>,
     /// Seconds since the agent started.
     pub uptime_seconds: u64,
     pub source: Source,
@@ -61,6 +67,8 @@ pub struct Endpoint {
     pub generation: u32,
     /// The kernel holds what the policies say.
     pub up_to_date: bool,
+    /// The programs are on the interface.
+    pub attached: bool,
 }
 
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
@@ -85,6 +93,13 @@ pub struct Datapath {
     /// Events that found the ring buffer full; connections that found the table full.
     pub lost_events: u64,
     pub lost_connections: u64,
+    /// Since the agent started: interfaces on which a program was missing, and pins that were; all are back.
+    pub repaired: u64,
+    pub pins_restored: usize,
+    /// Why pins cannot be put back, if so.
+    pub pins_missing: Option<String>,
+    /// Versions of the maps' layout whose programs are still on some interface.
+    pub predecessors: Vec<u32>,
     /// Why the kernel is not up to date, if so.
     pub error: Option<String>,
 }
@@ -180,7 +195,7 @@ impl Status {
             ("EndpointSlice", index.services().slices().count()),
         ];
         let defects = index.policies().filter(|policy| !policy.defects.is_empty());
-        Self {
+        let mut status = Self {
             node: settings.node_name.clone(),
             version: env!("CARGO_PKG_VERSION").to_owned(),
             source: Source {
@@ -193,12 +208,15 @@ impl Status {
             },
             chain: Chain::read(&settings.cni_conf_dir),
             endpoints: node.endpoints.iter().map(|endpoint| Endpoint::of(node, endpoint)).collect(),
-            datapath: Datapath::of(node),
+            datapath: Datapath::of(node, settings.abi()),
             ways: node.ways.clone(),
             running: Running::of(node),
             defects: defects.map(|policy| (policy.key.to_string(), policy.defects.clone())).collect(),
             ..Self::default()
-        }
+        };
+        status.unready = readiness(&status);
+        status.ready = status.unready.is_empty();
+        status
     }
 
     /// For people; everything is in the JSON form.
@@ -208,6 +226,7 @@ impl Status {
             writeln!(out, "{name:<16}{value}").expect("a string takes everything");
         };
         line("Node", format!("{} (bulkhead {}, up {} s)", self.node, self.version, self.uptime_seconds));
+        line("Ready", if self.ready { "yes".to_owned() } else { format!("NO: {}", self.unready.join("; ")) });
         let synced = if self.source.synced { "in sync" } else { "not read yet" };
         line("Source", format!("{} {}: {synced}", self.source.kind, self.source.path));
         line("Objects", counts(&self.source.objects));
@@ -301,12 +320,13 @@ impl Endpoint {
             rule_set: word.rule_set(),
             generation: word.generation(),
             up_to_date: record.is_some() && wanted == Some(word.rule_set()) && node.health.error.is_none(),
+            attached: matches!(node.programs.attached(Role::Pod, &endpoint.sandbox.host_ifname), Ok(true)),
         }
     }
 }
 
 impl Datapath {
-    fn of(node: &Node) -> Self {
+    fn of(node: &Node, abi: u32) -> Self {
         let json = |value: &_| serde_json::to_value(value).unwrap_or_default();
         let actual = node.tables.actual();
         let packets = node.tables.kernel_ref().counters().unwrap_or_default();
@@ -315,7 +335,7 @@ impl Datapath {
         let maps = maps.map(|((map, entries), (_, capacity))| (map.to_owned(), Fill { entries, capacity }));
         let (lost_events, lost_connections) = node.tables.kernel_ref().lost().unwrap_or_default();
         Self {
-            abi: bulkhead_ebpf::abi::ABI_VERSION,
+            abi,
             updates: node.health.updates,
             adoption: serde_json::to_value(&node.programs.adoption).unwrap_or_default(),
             first_written: node.health.first_written.as_ref().map(json).unwrap_or_default(),
@@ -327,6 +347,10 @@ impl Datapath {
             packets: packets.into_iter().map(|(reason, n)| (reason.name().to_owned(), n)).collect(),
             lost_events,
             lost_connections,
+            repaired: node.health.repaired,
+            pins_restored: node.health.pins_restored,
+            pins_missing: node.health.pins_missing.clone(),
+            predecessors: node.programs.predecessors().iter().map(|p| p.version).collect(),
             error: node.health.error.clone(),
         }
     }

@@ -3,6 +3,7 @@
 //! ```text
 //! compiled ─▶ transition (numbers) ─▶ ops ─▶ kernel (maps)          programs (pins, links)
 //! ```
+pub mod connections;
 pub mod engine;
 pub mod frame;
 mod image;
@@ -12,6 +13,7 @@ pub mod kernel;
 mod ledger;
 mod numbers;
 mod overlay;
+pub mod predecessor;
 pub mod programs;
 mod sizes;
 pub mod sweep;

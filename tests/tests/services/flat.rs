@@ -187,7 +187,10 @@ pub fn endpoints_change_under_traffic(stage: &Stage) {
         assert!(outcomes.len() > 10, "{way:?}: {}", outcomes.len());
         lost.extend(outcomes.into_iter().filter(|outcome| *outcome != Outcome::Reached).map(|o| (way, o)));
     }
-    assert_eq!(dropped(stage), before_all, "the agents' hooks let everything through: {lost:?}");
+    let drops = |agent: &Agent| agent.flows(&["--verdict", "dropped", "--namespace", "shop"]).unwrap();
+    let records: String = stage.lab.agents().iter().map(drops).collect();
+    let newest: Vec<&str> = records.lines().rev().take(20).collect();
+    assert_eq!(dropped(stage), before_all, "the agents' hooks let everything through: {lost:?}\n{newest:#?}");
     // The flat network has lost none in 24 runs. With agents, up to two of some five hundred connections have gone
     // unanswered on a busy machine, dropped by no hook of ours. Why is not known: it may be a packet that is among
     // kube-proxy's rules while they are replaced, and it may be us.

@@ -48,6 +48,8 @@ enum Lab {
     Probe(Question),
     /// What bulkhead costs: ratios to flannel alone, nanoseconds per packet, time added to ADD
     Bench(bench::Options),
+    /// A full node: the time to adopt its pods, and what ADD takes longer at a steady rate of starts
+    Crowd(bench::crowd::Options),
     /// What a change of the cluster costs the agent, and its memory; needs no privilege
     Compiler(bench::compiler::Options),
 }
@@ -116,6 +118,11 @@ fn run(command: Lab) -> Result<ExitCode> {
         Lab::Bench(options) => {
             leave_nothing_when_told_to_end(130)?;
             bench::run(options)?;
+            Ok(ExitCode::SUCCESS)
+        }
+        Lab::Crowd(options) => {
+            leave_nothing_when_told_to_end(130)?;
+            bench::crowd::run(&options)?;
             Ok(ExitCode::SUCCESS)
         }
         Lab::Compiler(options) => {

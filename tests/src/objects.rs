@@ -1,11 +1,14 @@
 //! The cluster's objects as an operator changes them.
 
-use std::collections::BTreeMap;
+use std::{collections::BTreeMap, time::Duration};
 
 use anyhow::{Context, Result, ensure};
 use serde_json::{Value, json};
 
 use crate::{matrix::SETTLES_WITHIN, patience::until, topology::Lab};
+
+/// How long a full node may take, on a loaded machine: a program on an interface costs two of the kernel's grace periods.
+const ADOPTS_WITHIN: Duration = Duration::from_mins(1);
 
 impl Lab {
     /// Writes one Namespace with these labels.
@@ -54,10 +57,12 @@ impl Lab {
         for agent in self.agents() {
             let done = |status: &Value| {
                 let running = &status["running"];
-                running["surveyed"] == true && running["unadopted"].as_array().is_some_and(Vec::is_empty)
+                running["surveyed"] == true
+                    && running["adopting"] == 0
+                    && running["unadopted"].as_array().is_some_and(Vec::is_empty)
             };
-            let status = until(SETTLES_WITHIN, || agent.status(), done)?;
-            ensure!(done(&status), "a pod is not adopted: {status:#}");
+            let status = until(ADOPTS_WITHIN, || agent.status(), done)?;
+            ensure!(done(&status), "not all pods are adopted: {:#}", status["running"]);
         }
         Ok(())
     }

@@ -221,6 +221,28 @@ fn an_adopted_pod_is_an_endpoint_like_any_other() {
     );
 }
 
+#[test]
+fn when_everything_was_wiped_while_no_agent_ran_streams_survive_or_are_cut_as_by_an_installation() {
+    let lab = shop();
+    lab.install().unwrap();
+    lab.adopted().unwrap();
+    let webs = Talk::begin(&lab, &["shop/web-near", "shop/web-far"]);
+    lab.agents().iter().for_each(Agent::kill9);
+    for (agent, node) in lab.agents().iter().zip(lab.nodes()) {
+        Programs::remove_all(agent.bpffs()).unwrap();
+        // Their own state is enough.
+        fs::remove_dir_all(node.dir().join("cni-cache")).unwrap();
+    }
+    let stranger = lab.pod("shop/stranger-far");
+    let open = || attempt(stranger.netns(), at(&lab.pod("shop/db"), Family::V4, 80), Transport::Tcp, SILENCE);
+    assert_eq!(until(SETTLES_WITHIN, open, |seen| *seen == Outcome::Reached).unwrap(), Outcome::Reached);
+    let strangers = Talk::begin(&lab, &["shop/stranger-near", "shop/stranger-far"]);
+    lab.agents().iter().try_for_each(Agent::start).unwrap();
+    lab.adopted().unwrap();
+    strangers.are_cut();
+    webs.notice_nothing(&lab);
+}
+
 /// The runtime's file for a pod.
 fn cache_file(lab: &Lab, pod: &Pod, node: u8) -> PathBuf {
     let name = format!("cbr0-{}-eth0", pod.attachment().container);

@@ -13,7 +13,6 @@ use std::{
     collections::{BTreeMap, BTreeSet},
     io,
     net::IpAddr,
-    path::PathBuf,
     thread,
     time::{Duration, Instant},
 };
@@ -21,7 +20,6 @@ use std::{
 use bulkhead_cni::protocol::{AttachmentId, Sandbox};
 use bulkhead_ebpf::abi::ConnKey;
 use nix::net::if_::if_nametoindex;
-use tokio::sync::mpsc;
 
 use super::{
     local,
@@ -33,6 +31,7 @@ use crate::{
     endpoint::{
         Endpoint,
         adoption::{Expected, Recognised, Unadopted, is_here, recognise},
+        cache::file_name,
         sockets::{Conversation, Sockets},
         survey::Survey,
         translations,
@@ -57,11 +56,28 @@ pub struct Running {
     pub imported: u64,
     pub took: Duration,
     /// Attachments whose DEL has come and which the runtime still remembers.
-    departed: BTreeMap<AttachmentId, Option<Key>>,
+    departed: BTreeSet<AttachmentId>,
+    /// Pods whose DEL has come and which the API still has.
+    ended: BTreeSet<Key>,
     /// Until when adopted pods are learnt about.
     learning: BTreeMap<AttachmentId, Instant>,
     /// Being adopted: programs are not on their interfaces yet.
     silent: BTreeSet<AttachmentId>,
+    adopting: Option<Adopting>,
+    /// Endpoints of before whose interfaces nothing of ours holds any more: to be adopted anew.
+    returning: BTreeMap<AttachmentId, Sandbox>,
+}
+
+/// Pods whose programs are being put on their interfaces, one at a time: each takes the kernel two grace periods, and
+/// nobody else is to wait for all of them.
+#[derive(Debug)]
+struct Adopting {
+    pods: Vec<Endpoint>,
+    role: Role,
+    next: usize,
+    start: Instant,
+    /// `CLOCK_MONOTONIC`, nanoseconds.
+    began: u64,
 }
 
 impl Running {
@@ -70,81 +86,62 @@ impl Running {
     }
 }
 
-/// Looks the node over now and then, on a thread that may block.
-pub struct Surveyor {
-    cache: PathBuf,
-    results: mpsc::Sender<io::Result<Survey>>,
-    busy: bool,
-}
-
-impl Surveyor {
-    /// Results come out of the channel; each must be told to [`Surveyor::done`].
-    pub fn new(cache: PathBuf) -> (Self, mpsc::Receiver<io::Result<Survey>>) {
-        let (results, received) = mpsc::channel(1);
-        (Self { cache, results, busy: false }, received)
-    }
-
-    /// Begins a survey unless one is under way, or the cluster is not known yet.
-    pub fn look(&mut self, node: &Node) {
-        if self.busy || !node.source.synced {
-            return;
-        }
-        self.busy = true;
-        let (cache, known, results) = (self.cache.clone(), node.known_attachments(), self.results.clone());
-        // Nobody receives when the agent stops.
-        tokio::task::spawn_blocking(move || _ = results.blocking_send(Survey::take(&cache, &known)));
-    }
-
-    /// As [`Surveyor::look`], if nobody has looked yet.
-    pub fn look_first(&mut self, node: &Node) {
-        if !node.running.surveyed {
-            self.look(node);
-        }
-    }
-
-    pub fn done(&mut self) {
-        self.busy = false;
-    }
-}
-
 impl Node {
-    fn known_attachments(&self) -> BTreeSet<AttachmentId> {
-        let endpoints = self.endpoints.iter().map(|endpoint| &endpoint.attachment);
-        endpoints.chain(self.running.departed.keys()).cloned().collect()
+    /// Names of the runtime's files for our endpoints, and attachments whose DEL has come.
+    pub(super) fn known_attachments(&self) -> (BTreeSet<String>, BTreeSet<AttachmentId>) {
+        let files = self.endpoints.iter().map(|e| file_name(&e.sandbox.network, &e.attachment));
+        (files.collect(), self.running.departed.clone())
     }
 
     /// A DEL has come: what the runtime still remembers of it is not to be adopted.
     pub(super) fn note_departure(&mut self, attachment: &AttachmentId) {
-        let pod = self.endpoints.get(attachment).and_then(Endpoint::pod);
+        self.running.ended.extend(self.endpoints.get(attachment).and_then(Endpoint::pod));
         self.running.learning.remove(attachment);
-        self.running.departed.insert(attachment.clone(), pod);
+        self.running.departed.insert(attachment.clone());
+        if self.running.returning.remove(attachment).is_some()
+            && let Err(error) = self.store.remove(attachment)
+        {
+            tracing::warn!(error = error_chain(&error), "endpoint file stays");
+        }
+    }
+
+    /// An endpoint of before that nothing of ours holds: its connections are unknown, and so it waits.
+    pub(super) fn await_return(&mut self, endpoint: &Endpoint) {
+        self.running.returning.insert(endpoint.attachment.clone(), endpoint.sandbox.clone());
     }
 
     /// Adopts what a survey has found.
     pub fn take_in(&mut self, survey: io::Result<Survey>) {
-        if !self.source.synced {
+        if !self.source.synced || self.is_adopting() {
             return; // the next survey is asked again
         }
-        let mut survey = match survey {
-            Ok(survey) => survey,
-            Err(error) => {
-                tracing::warn!(%error, "the node cannot be looked over");
-                self.running.unreadable = vec![error.to_string()];
-                return;
-            }
-        };
-        self.running.departed.retain(|attachment, _| survey.remembered.contains(attachment));
+        let mut survey = survey.unwrap_or_else(|error| {
+            tracing::warn!(%error, "the node cannot be looked over");
+            Survey { unreadable: vec![error.to_string()], ..Survey::default() }
+        });
+        self.running.departed.retain(|attachment| survey.remembered.contains(attachment));
+        self.running.ended.retain(|pod| self.index.pod(pod).is_some());
         let (departed, endpoints) = (&self.running.departed, &self.endpoints);
         // Some may have come or gone while the survey was taken.
         survey.sightings.retain(|sighting| {
             let attachment = &sighting.remembered.attachment;
-            !departed.contains_key(attachment) && endpoints.get(attachment).is_none()
+            !departed.contains(attachment) && endpoints.get(attachment).is_none()
         });
-        let Recognised { pods, mut unadopted } =
+        let Recognised { mut pods, mut unadopted } =
             recognise(&survey.sightings, &survey.bridges, &self.expected());
-        if !pods.is_empty() {
-            unadopted.extend(self.adopt_running(pods));
-        }
+        // Of these we have been told by ADD.
+        self.running.returning.retain(|_, sandbox| !is_gone(sandbox));
+        pods.extend(self.running.returning.clone());
+        unadopted.retain(|one| !pods.keys().any(|attachment| attachment.container == one.container));
+        unadopted.extend(match self.health.error.clone() {
+            None if pods.is_empty() => Vec::new(),
+            None => self.adopt_running(pods),
+            Some(error) => {
+                pods.iter().map(|(attachment, sandbox)| not_adopted(attachment, sandbox, &error)).collect()
+            }
+        });
+        let endpoints = &self.endpoints;
+        self.running.returning.retain(|attachment, _| endpoints.get(attachment).is_none());
         for news in unadopted.difference(&self.running.unadopted) {
             tracing::error!(
                 pod = news.pod,
@@ -160,10 +157,10 @@ impl Node {
 
     fn expected(&self) -> Expected<'_> {
         let here = self.index.pods().filter(|pod| is_here(pod, self.index.node_name()));
-        let departed = self.running.departed.values().flatten().cloned();
+        let ended = self.running.ended.iter().cloned();
         Expected {
             pods: here.map(|pod| (pod.key.clone(), pod)).collect(),
-            served: self.endpoints.iter().filter_map(Endpoint::pod).chain(departed).collect(),
+            served: self.endpoints.iter().filter_map(Endpoint::pod).chain(ended).collect(),
             interfaces: self.endpoints.iter().map(|endpoint| endpoint.sandbox.host_ifindex).collect(),
             addresses: self.addresses_of_endpoints().into_keys().collect(),
         }
@@ -184,10 +181,10 @@ impl Node {
             match Sockets::of(&sandbox.netns) {
                 Ok(sockets) => read.push((attachment, sandbox, sockets)),
                 Err(error) => {
-                    left.push(unadopted(
+                    left.push(not_adopted(
                         &attachment,
                         &sandbox,
-                        format!("its sockets cannot be read: {error}"),
+                        &format!("its sockets cannot be read: {error}"),
                     ));
                 }
             }
@@ -197,7 +194,7 @@ impl Node {
             let ifindex = sandbox.host_ifindex;
             let endpoint = Endpoint { id: self.tables.next_endpoint(), attachment, sandbox, adopted: true };
             if let Err(error) = self.store.save(&endpoint) {
-                left.push(unadopted(&endpoint.attachment, &endpoint.sandbox, error_chain(&error)));
+                left.push(not_adopted(&endpoint.attachment, &endpoint.sandbox, &error_chain(&error)));
                 continue;
             }
             conversations.extend(sockets.conversations().map(|conversation| (ifindex, conversation)));
@@ -212,30 +209,58 @@ impl Node {
             self.running.silent.clear();
             for endpoint in adopted {
                 self.forget(&endpoint.attachment);
-                left.push(unadopted(&endpoint.attachment, &endpoint.sandbox, error.clone()));
+                left.push(not_adopted(&endpoint.attachment, &endpoint.sandbox, &error));
             }
             self.enforce();
             return left;
         }
         self.import(&adopted, &conversations, None);
-        // What comes to a pod masqueraded is known by the mark that its sender's hook has put on it.
-        self.attach_all(Role::Sender, &adopted);
-        thread::sleep(PACKET_UNDER_WAY);
-        self.attach_all(Role::Pod, &adopted);
-        // Only now: where packets leave for other nodes, and at other pods, what this pod sends would be judged as its
+        if !adopted.is_empty() {
+            // What comes to a pod masqueraded is known by the mark that its sender's hook has put on it.
+            let role = Role::Sender;
+            self.running.adopting = Some(Adopting { pods: adopted, role, next: 0, start, began });
+        }
+        left
+    }
+
+    pub fn is_adopting(&self) -> bool {
+        self.running.adopting.is_some()
+    }
+
+    /// The next step of adoption; to be called while [`Node::is_adopting`].
+    pub fn go_on_adopting(&mut self) {
+        let Some(mut work) = self.running.adopting.take() else { return };
+        if let Some(endpoint) = work.pods.get(work.next) {
+            // It may have gone since.
+            if self.endpoints.get(&endpoint.attachment).is_some_and(|known| known.id == endpoint.id) {
+                self.attach_all(work.role, std::slice::from_ref(endpoint));
+            }
+            work.next += 1;
+        } else if work.role == Role::Sender {
+            thread::sleep(PACKET_UNDER_WAY);
+            (work.role, work.next) = (Role::Pod, 0);
+        } else {
+            return self.finish_adopting(&work);
+        }
+        self.running.adopting = Some(work);
+    }
+
+    fn finish_adopting(&mut self, Adopting { pods, start, began, .. }: &Adopting) {
+        // Only now: where packets leave for other nodes, and at other pods, what such a pod sends would be judged as its
         // question although it is an answer that its own hooks know.
         self.running.silent.clear();
         self.enforce();
         // What was opened since the sockets were read for the first time; and a hook may have met an answer first and
         // taken it for a question.
-        self.read_sockets(&adopted, Some(began));
+        let adopted: Vec<Endpoint> =
+            pods.iter().filter(|pod| self.endpoints.get(&pod.attachment).is_some()).cloned().collect();
+        self.read_sockets(&adopted, Some(*began));
         let until = Instant::now() + LEARNING;
         self.running.learning.extend(adopted.iter().map(|endpoint| (endpoint.attachment.clone(), until)));
         self.running.adopted += u64::try_from(adopted.len()).unwrap_or_default();
         self.running.took = start.elapsed();
         let (pods, imported) = (adopted.len(), self.running.imported);
         tracing::info!(pods, imported, took = ?self.running.took, "running pods adopted");
-        left
     }
 
     pub(super) fn attach_all(&mut self, role: Role, adopted: &[Endpoint]) {
@@ -338,6 +363,11 @@ impl Node {
         }
     }
 
+    /// Pods that are being adopted.
+    pub(super) fn adopting(&self) -> usize {
+        self.running.silent.len()
+    }
+
     /// Adopted pods that are still being learnt about.
     pub(super) fn learning(&self) -> usize {
         self.running.learning.len()
@@ -349,9 +379,9 @@ pub fn is_gone(sandbox: &Sandbox) -> bool {
     if_nametoindex(sandbox.host_ifname.as_str()) != Ok(sandbox.host_ifindex)
 }
 
-fn unadopted(attachment: &AttachmentId, sandbox: &Sandbox, why: String) -> Unadopted {
+fn not_adopted(attachment: &AttachmentId, sandbox: &Sandbox, why: &str) -> Unadopted {
     let pod = sandbox.pod.as_ref().map(|pod| format!("{}/{}", pod.namespace, pod.name)).unwrap_or_default();
-    Unadopted { pod, container: attachment.container.clone(), why }
+    Unadopted { pod, container: attachment.container.clone(), why: why.to_owned() }
 }
 
 fn with<A>(key: &ConnKey<IpAddr>, addresses: [A; 2]) -> ConnKey<A> {

@@ -18,6 +18,7 @@ pub mod readiness;
 pub mod settings;
 pub mod status;
 mod succession;
+mod surveyor;
 
 use std::{
     sync::Arc,
@@ -34,12 +35,12 @@ use tokio::{
 };
 
 use self::{
-    adoption::Surveyor,
     names::Publisher,
     node::{Node, NotAdded},
     overlay::Netlink,
     settings::Settings,
     status::Status,
+    surveyor::Surveyor,
 };
 use crate::{
     api::{self, FlowQuery},
@@ -126,6 +127,7 @@ pub async fn run(settings: Settings) -> anyhow::Result<()> {
                     let _ = answer.send(status);
                 }
             },
+            () = tokio::task::yield_now(), if node.is_adopting() => node.go_on_adopting(),
             _ = clock.tick() => {
                 match netlink.links().await {
                     Ok(links) => node.follow_links(links),

@@ -158,6 +158,9 @@ impl Node {
             }
             return;
         }
+        if !self.is_succeeding() && !self.programs.holds(*host_ifindex) {
+            return self.await_return(endpoint);
+        }
         if !self.is_succeeding()
             && let Err(error) = self.programs.attach(Role::Pod, host_ifname, *host_ifindex)
         {
@@ -180,7 +183,9 @@ impl Node {
             }
             Err(error) => {
                 let error = error_chain(&error);
-                tracing::error!(error, "pins are missing: the node enforces only while the agent runs");
+                if self.health.pins_missing.as_ref() != Some(&error) {
+                    tracing::error!(error, "pins are missing: the node enforces only while the agent runs");
+                }
                 self.health.pins_missing = Some(error);
             }
         }
@@ -190,6 +195,7 @@ impl Node {
         for endpoint in self.endpoints.iter() {
             let Sandbox { host_ifname, host_ifindex, .. } = &endpoint.sandbox;
             if !local::exists(*host_ifindex)
+                || self.running.is_silent(&endpoint.attachment)
                 || matches!(self.programs.attached(Role::Pod, host_ifname), Ok(true))
             {
                 continue;

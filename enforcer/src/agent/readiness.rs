@@ -22,9 +22,12 @@ pub fn readiness(status: &Status) -> Vec<String> {
     if let Some(error) = &status.datapath.pins_missing {
         reasons.push(format!("the node would not enforce without the agent: {error}"));
     }
+    if status.running.adopting > 0 {
+        reasons.push(format!("pods are being adopted: {}", status.running.adopting));
+    }
     for endpoint in &status.endpoints {
         let who = if endpoint.pod.is_empty() { &endpoint.container } else { &endpoint.pod };
-        if !endpoint.attached {
+        if !endpoint.attached && status.running.adopting == 0 {
             reasons.push(format!("{who}: a program is missing on {}", endpoint.interface));
         } else if !endpoint.up_to_date && status.source.synced && status.datapath.error.is_none() {
             reasons.push(format!("{who}: its rules are not in the kernel"));
@@ -67,7 +70,7 @@ mod tests {
     #[test]
     fn a_node_is_ready_when_nothing_is_missing_and_says_what_is() {
         type Edit = fn(&mut Status);
-        let cases: [(&[&str], Edit); 12] = [
+        let cases: [(&[&str], Edit); 13] = [
             (&[], |_| {}),
             (&[], |status| status.endpoints.clear()),
             (&[], |status| _ = status.defects.insert("shop/broken".into(), vec!["port 0".into()])),
@@ -89,6 +92,10 @@ mod tests {
             (&["c1: its rules are not in the kernel"], |status| {
                 status.endpoints[0].up_to_date = false;
                 status.endpoints[0].pod.clear();
+            }),
+            (&["pods are being adopted: 2"], |status| {
+                status.running.adopting = 2;
+                status.endpoints[0].attached = false; // one of them
             }),
             (&["pods that run already are still being looked for"], |status| status.running.surveyed = false),
             (&["shop/db is not enforced: veth2 is no port of a bridge"], |status| {

@@ -125,6 +125,8 @@ pub struct Running {
     /// Since the agent started: pods adopted, and connections imported for them.
     pub adopted: u64,
     pub imported: u64,
+    /// Pods that are being adopted.
+    pub adopting: usize,
     /// Adopted pods whose connections are still being learnt.
     pub learning: usize,
     /// How long the last adoption took, in milliseconds.
@@ -140,6 +142,7 @@ impl Running {
             unreadable: running.unreadable.clone(),
             adopted: running.adopted,
             imported: running.imported,
+            adopting: node.adopting(),
             learning: node.learning(),
             took_millis: u64::try_from(running.took.as_millis()).unwrap_or(u64::MAX),
         }

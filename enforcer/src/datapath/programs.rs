@@ -199,6 +199,14 @@ impl Programs {
         Ok(())
     }
 
+    /// Both of a pod's programs have been put on the interface, by us or by a predecessor.
+    pub fn holds(&self, ifindex: u32) -> bool {
+        Role::Pod.hooks().all(|hook| {
+            let inherited = self.inherited(&format!("{ifindex}-{}", HOOKS[hook].0));
+            inherited.is_some() || self.link_pin(ifindex, hook).exists()
+        })
+    }
+
     /// The pin of a predecessor's link that still holds its interface.
     fn inherited(&self, name: &str) -> Option<PathBuf> {
         self.predecessors.iter().map(|predecessor| predecessor.link(name)).find(|path| path.exists())

@@ -5,6 +5,7 @@
 
 use std::{
     collections::BTreeSet,
+    ffi::OsStr,
     fs, io,
     net::IpAddr,
     path::{Path, PathBuf},
@@ -78,6 +79,11 @@ struct Interface {
     sandbox: Option<PathBuf>,
 }
 
+/// Name of the file for an attachment.
+pub fn file_name(network: &str, attachment: &AttachmentId) -> String {
+    format!("{network}-{}-{}", attachment.container, attachment.ifname)
+}
+
 /// One cache file; `None`: no pod of Kubernetes.
 pub fn parse(text: &[u8]) -> Result<Option<Remembered>, CacheError> {
     let entry: Entry = serde_json::from_slice(text)?;
@@ -122,8 +128,9 @@ pub struct Cache {
 }
 
 impl Cache {
-    /// No error if the directory is missing: no runtime has made an attachment here yet.
-    pub fn read(directory: &Path) -> Result<Self, io::Error> {
+    /// No error if the directory is missing: no runtime has made an attachment here yet. Files that are `known` by name
+    /// are not looked at, and not in the result.
+    pub fn read(directory: &Path, known: impl Fn(&str) -> bool) -> Result<Self, io::Error> {
         let mut cache = Self::default();
         let entries = match fs::read_dir(directory.join("results")) {
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(cache),
@@ -131,6 +138,9 @@ impl Cache {
         };
         for entry in entries {
             let path = entry?.path();
+            if path.file_name().and_then(OsStr::to_str).is_some_and(&known) {
+                continue;
+            }
             let text = match fs::read(&path) {
                 // Removed since the directory was read.
                 Err(error) if error.kind() == io::ErrorKind::NotFound => continue,
@@ -232,14 +242,18 @@ mod tests {
     #[test]
     fn one_broken_file_hides_no_other() {
         let directory = tempfile::tempdir().expect("tempdir");
-        assert!(Cache::read(directory.path()).expect("nothing there yet").remembered.is_empty());
+        assert!(Cache::read(directory.path(), |_| false).expect("nothing there yet").remembered.is_empty());
         let results = directory.path().join("results");
         fs::create_dir(&results).expect("made");
         fs::write(results.join("cbr0-c0-eth0"), "{").expect("written");
         fs::write(results.join("cbr0-c1-eth0"), entry().to_string()).expect("written");
-        let cache = Cache::read(directory.path()).expect("read");
+        let cache = Cache::read(directory.path(), |_| false).expect("read");
         assert_eq!(cache.remembered, [want()]);
         let unreadable: Vec<_> = cache.unreadable.iter().map(|(path, _)| path.as_path()).collect();
         assert_eq!(unreadable, [results.join("cbr0-c0-eth0")]);
+
+        let known = file_name("cbr0", &want().attachment);
+        let cache = Cache::read(directory.path(), |name| name == known).expect("read");
+        assert_eq!((cache.remembered, cache.unreadable.len()), (vec![], 1));
     }
 }

@@ -31,9 +31,9 @@ use super::{
 /// Everything that may be adopted, and what contradicts it.
 #[derive(Debug, Default)]
 pub struct Survey {
-    /// All attachments that the runtime remembers, known to us or not.
+    /// Attachments that the runtime remembers, and whose files we have not known.
     pub remembered: BTreeSet<AttachmentId>,
-    /// Those that we do not know.
+    /// What is to be seen of them, except those that need not be looked at.
     pub sightings: Vec<Sighting>,
     pub bridges: Bridges,
     /// Files of the cache that cannot be read, one line each.
@@ -41,14 +41,19 @@ pub struct Survey {
 }
 
 impl Survey {
-    /// Blocks for about a millisecond per unknown pod; not to be called from an asynchronous task.
-    pub fn take(cache: &Path, known: &BTreeSet<AttachmentId>) -> io::Result<Self> {
-        let cache = Cache::read(cache)?;
+    /// Blocks for about a millisecond per unknown pod; not to be called from an asynchronous task. `known`: names of
+    /// the cache's files for our endpoints.
+    pub fn take(
+        cache: &Path,
+        known: &BTreeSet<String>,
+        departed: &BTreeSet<AttachmentId>,
+    ) -> io::Result<Self> {
+        let cache = Cache::read(cache, |name| known.contains(name))?;
         let remembered = cache.remembered.iter().map(|entry| entry.attachment.clone()).collect();
         let unreadable = cache.unreadable.iter().map(|(path, error)| format!("{}: {error}", path.display()));
         let unreadable = unreadable.collect();
         let unknown: Vec<Remembered> =
-            cache.remembered.into_iter().filter(|entry| !known.contains(&entry.attachment)).collect();
+            cache.remembered.into_iter().filter(|entry| !departed.contains(&entry.attachment)).collect();
         if unknown.is_empty() {
             return Ok(Self { remembered, unreadable, ..Self::default() });
         }

@@ -5,7 +5,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use lab::{Family, Plan, ProxyMode, Stream, Transport};
+use lab::{Family, Outcome, Plan, ProxyMode, Stream, Transport, agent::Agent};
 use serde_json::json;
 
 use crate::{
@@ -23,6 +23,41 @@ fn conversations_through_services_survive_the_installation_or_are_cut_with_iptab
 #[test]
 fn conversations_through_services_survive_the_installation_or_are_cut_with_nftables() {
     adopted(ProxyMode::Nftables);
+}
+
+/// Packets are marked, translated and masqueraded while one version's programs give way to another's.
+#[test]
+fn conversations_through_services_survive_an_upgrade_with_another_layout() {
+    let stage = Stage::raise(Plan::bulkhead(), ProxyMode::Iptables);
+    stage.bridge_nf(true);
+    set_egress(&stage, &json!([{"to": [pods("copy", "a"), pods("app", "local"), pods("app", "client")]}]));
+    set_ingress(&stage, "local", &json!([{"from": [pods("app", "client")]}]));
+    set_ingress(&stage, "client", &json!([{"from": [pods("app", "client")]}]));
+    let live = converse_with(&stage, &["shop/far-a", "shop/local", "shop/self"]);
+    for agent in stage.lab.agents() {
+        assert!(agent.terminate().unwrap().success());
+        agent.start_with(&["--pretend-abi", "3"]).unwrap();
+    }
+    stage.lab.settle().unwrap();
+    stage.expect(
+        "with another layout",
+        &[
+            ("client", "shop/far-a", Door::Cluster, Outcome::Reached),
+            ("client", "shop/far-b", Door::Cluster, Outcome::Silent),
+            ("stranger", "shop/local", Door::External, Outcome::Silent),
+        ],
+    );
+    let now = Instant::now();
+    thread::sleep(UNDER_WAY);
+    let of = |agent: &Agent| agent.flows(&["--verdict", "dropped"]).unwrap();
+    let drops: String = stage.lab.agents().iter().map(of).collect();
+    for (way, stream, datagrams) in live {
+        assert!(datagrams.is_answered(), "datagrams to {way:?}\n{drops}");
+        let talks = stream.last_echo() > now;
+        let report = stream.stop();
+        let told = (report.broken.clone(), report.retransmitted, talks);
+        assert_eq!(told, (None, 0, true), "{way:?}: {report:?}\n{drops}");
+    }
 }
 
 fn adopted(mode: ProxyMode) {

@@ -18,23 +18,18 @@ use std::{
 };
 
 use bulkhead_cni::protocol::{AttachmentId, Sandbox};
-use bulkhead_ebpf::abi::ConnKey;
 use nix::net::if_::if_nametoindex;
 
-use super::{
-    local,
-    node::{Node, PACKET_UNDER_WAY, error_chain},
-};
+use super::node::{Node, PACKET_UNDER_WAY, error_chain};
 use crate::{
     cluster::object::Key,
-    datapath::{imports::Known, programs::Role},
+    datapath::programs::Role,
     endpoint::{
         Endpoint,
         adoption::{Expected, Recognised, Unadopted, is_here, recognise},
         cache::file_name,
-        sockets::{Conversation, Sockets},
+        sockets::Sockets,
         survey::Survey,
-        translations,
     },
     flow::clock,
 };
@@ -166,7 +161,7 @@ impl Node {
         }
     }
 
-    fn addresses_of_endpoints(&self) -> BTreeMap<IpAddr, u32> {
+    pub(super) fn addresses_of_endpoints(&self) -> BTreeMap<IpAddr, u32> {
         let endpoints = self.endpoints.iter().map(|endpoint| &endpoint.sandbox);
         endpoints.flat_map(|s| s.addresses.iter().map(|address| (*address, s.host_ifindex))).collect()
     }
@@ -272,55 +267,6 @@ impl Node {
         }
     }
 
-    /// Imports whatever conversations these endpoints are in; `replace` as for `import`.
-    pub(super) fn read_sockets(&mut self, adopted: &[Endpoint], replace: Option<u64>) {
-        let mut conversations = Vec::new();
-        for endpoint in adopted {
-            let sandbox = &endpoint.sandbox;
-            match Sockets::of(&sandbox.netns) {
-                Ok(sockets) => {
-                    conversations.extend(sockets.conversations().map(|c| (sandbox.host_ifindex, c)));
-                }
-                // The pod may be gone; otherwise the hooks judge what they meet as they meet it.
-                Err(error) => {
-                    tracing::warn!(%error, ifname = sandbox.host_ifname, "sockets cannot be read");
-                }
-            }
-        }
-        self.import(adopted, &conversations, replace);
-    }
-
-    /// Enters connections that are not known yet; those that the hooks have entered since `replace` give way if they
-    /// say otherwise who began.
-    fn import(&mut self, adopted: &[Endpoint], conversations: &[(u32, Conversation)], replace: Option<u64>) {
-        let tracked = translations::tracked()
-            .inspect_err(|error| tracing::warn!(%error, "what the node translates cannot be read"));
-        let known = Known {
-            endpoints: self.addresses_of_endpoints(),
-            adopted: adopted.iter().map(|endpoint| endpoint.sandbox.host_ifindex).collect(),
-            node: local::addresses().unwrap_or_default(),
-            tracked: tracked.ok(),
-            now: clock::monotonic(),
-        };
-        let maps = self.tables.kernel();
-        for (key, conn) in known.entries(conversations) {
-            let entered = match key.addresses {
-                [IpAddr::V4(a), IpAddr::V4(b)] => {
-                    maps.conns_v4().learn(&with(&key, [a.octets(), b.octets()]), &conn, replace)
-                }
-                [IpAddr::V6(a), IpAddr::V6(b)] => {
-                    maps.conns_v6().learn(&with(&key, [a.octets(), b.octets()]), &conn, replace)
-                }
-                _ => continue, // no socket has such ends
-            };
-            match entered {
-                Ok(entered) => self.running.imported += u64::from(entered),
-                // Judged as the hooks meet it.
-                Err(error) => tracing::warn!(error = error_chain(&error), "a connection is not imported"),
-            }
-        }
-    }
-
     /// Ends learning when its time is over, and forgets endpoints whose interface is gone without a DEL.
     pub(super) fn tend_running(&mut self) {
         let now = Instant::now();
@@ -382,9 +328,4 @@ pub fn is_gone(sandbox: &Sandbox) -> bool {
 fn not_adopted(attachment: &AttachmentId, sandbox: &Sandbox, why: &str) -> Unadopted {
     let pod = sandbox.pod.as_ref().map(|pod| format!("{}/{}", pod.namespace, pod.name)).unwrap_or_default();
     Unadopted { pod, container: attachment.container.clone(), why: why.to_owned() }
-}
-
-fn with<A>(key: &ConnKey<IpAddr>, addresses: [A; 2]) -> ConnKey<A> {
-    let ConnKey { ports_be, protocol, pad, .. } = *key;
-    ConnKey { addresses, ports_be, protocol, pad }
 }

@@ -10,6 +10,7 @@
 mod adoption;
 mod boot;
 mod connections;
+mod imports;
 mod local;
 mod names;
 mod node;

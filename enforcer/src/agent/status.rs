@@ -112,7 +112,7 @@ pub struct Fill {
     pub capacity: usize,
 }
 
-/// Pods that ran before bulkhead did; see [`super::adoption`].
+/// Pods that ran before bulkhead did, and those that nobody enforces.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", default)]
 pub struct Running {

@@ -10,7 +10,7 @@ use std::{
 };
 
 use bulkhead::datapath::programs::Programs;
-use lab::{Family, Lab, Outcome, Plan, PodSpec, Transport, agent::Agent, probe::attempt};
+use lab::{Family, Lab, Outcome, Plan, PodSpec, Transport, probe::attempt};
 use nix::mount::{MntFlags, MsFlags, mount, umount2};
 use serde_json::{Value, json};
 
@@ -187,32 +187,30 @@ fn after_a_restart_of_the_node_state_says_nothing_of_pods_that_are_gone() {
         |name: &str| PodSpec::new(&format!("shop/{name}")).label("app", name).serve(Transport::Tcp, 80);
     lab.start_pods([serving("db"), serving("stays")]).unwrap();
     let agent = lab.agent(1);
-    let known = |agent: &Agent| {
-        let status = agent.status().unwrap();
-        let endpoints = status["endpoints"].as_array().unwrap();
-        endpoints
-            .iter()
-            .map(|e| (e["pod"].as_str().unwrap().to_owned(), e["id"].as_u64().unwrap()))
-            .collect::<Vec<_>>()
+    let pods = |status: &Value| {
+        status["endpoints"].as_array().unwrap().iter().map(|e| e["pod"].clone()).collect::<Vec<_>>()
     };
-    let before = known(agent);
     agent.kill9();
     // A restart leaves nothing but the disk. Interfaces of pods are gone, one by one ..
     Programs::remove_all(agent.bpffs()).unwrap();
     lab.node(1).netns().ip(&format!("link del {}\n", host_end(&lab, "shop/db"))).unwrap();
     lab.delete("Pod", "shop/db").unwrap();
     agent.start().unwrap();
-    assert_eq!(known(agent), before.iter().filter(|(pod, _)| pod != "shop/db").cloned().collect::<Vec<_>>());
+    lab.adopted().unwrap();
+    assert_eq!(pods(&agent.status().unwrap()), ["shop/stays"], "{}", agent.log());
     agent.kill9();
-    Programs::remove_all(agent.bpffs()).unwrap();
     // .. and if another interface has the name and the number of one, its state is still of another boot.
+    Programs::remove_all(agent.bpffs()).unwrap();
     let state = lab.node(1).dir().join("state");
     fs::write(state.join("boot-id"), "8c5e2b9a-0000-4000-8000-000000000000").unwrap();
-    fs::rename(lab.node(1).dir().join("cni-cache"), lab.node(1).dir().join("cni-cache-of-before")).unwrap();
+    fs::remove_dir_all(lab.node(1).dir().join("cni-cache")).unwrap();
     agent.start().unwrap();
-    assert_eq!(known(agent), [], "{}", agent.log());
+    let seen = status(agent, "looks around", |status| status["running"]["surveyed"] == true);
+    assert_eq!(pods(&seen), Vec::<Value>::new(), "{}", agent.log());
+    assert_eq!(seen["running"]["unadopted"][0]["pod"], "shop/stays", "{:#}", seen["running"]);
     assert_eq!(fs::read_dir(state.join("endpoints")).unwrap().count(), 0);
-    assert!(lab.start_pod(serving("new")).is_ok(), "{}", agent.log());
+    let new = lab.start_pod(serving("new"));
+    assert!(new.is_ok(), "{new:?}\n{}", agent.log());
 }
 
 fn host_end(lab: &Lab, pod: &str) -> String {

@@ -80,6 +80,7 @@ pub struct Agent {
     binary: PathBuf,
     /// What runs it with fewer capabilities.
     confined: Vec<String>,
+    bpffs: PathBuf,
     arguments: Vec<String>,
     process: Mutex<Option<Child>>,
 }
@@ -104,6 +105,7 @@ impl Agent {
             ("--flow-log", &dir.join("flows.jsonl")),
             ("--cni-conf-dir", &node.cni_configurations()),
             ("--cni-bin-dir", &node.cni_plugins()),
+            ("--cni-cache-dir", &dir.join("cni-cache")),
         ] {
             arguments.extend([flag.to_owned(), path.display().to_string()]);
         }
@@ -115,10 +117,16 @@ impl Agent {
         Ok(Self {
             node: Arc::clone(node),
             binary: binaries::agent()?,
+            bpffs,
             confined: confined.unwrap_or_default(),
             arguments,
             process: Mutex::default(),
         })
+    }
+
+    /// Where its pins are, in a directory per version of the maps' layout.
+    pub fn bpffs(&self) -> &Path {
+        &self.bpffs
     }
 
     pub fn socket(&self) -> PathBuf {
@@ -149,16 +157,21 @@ impl Agent {
 
     /// Starts the agent and waits until it serves.
     pub fn start(&self) -> Result<()> {
-        self.spawn()?;
+        self.start_with(&[])
+    }
+
+    /// As [`Agent::start`], with more arguments for this life.
+    pub fn start_with(&self, arguments: &[&str]) -> Result<()> {
+        self.spawn(arguments)?;
         self.await_ready()
     }
 
     /// Starts the agent, which may be unable to serve yet.
     pub fn start_unready(&self) -> Result<()> {
-        self.spawn()
+        self.spawn(&[])
     }
 
-    pub(crate) fn spawn(&self) -> Result<()> {
+    pub(crate) fn spawn(&self, arguments: &[&str]) -> Result<()> {
         let mut process = self.process();
         ensure!(process.is_none(), "the agent of {} already runs", self.node.name());
         let log = OpenOptions::new().create(true).append(true).open(self.log_file())?;
@@ -170,6 +183,7 @@ impl Agent {
             .netns()
             .command(&command_line[0])?
             .args(&command_line[1..])
+            .args(arguments)
             .stdin(File::open("/dev/null")?)
             .stdout(log.try_clone()?)
             .stderr(log)

@@ -6,6 +6,7 @@ use std::{
     io::Write,
     path::{Path, PathBuf},
     process::Stdio,
+    sync::atomic::{AtomicBool, Ordering},
     time::{Duration, Instant},
 };
 
@@ -29,6 +30,8 @@ pub struct Chain {
     list: List,
     path: Vec<PathBuf>,
     cache: PathBuf,
+    /// The last plugin is in the list.
+    complete: AtomicBool,
 }
 
 /// Where the list comes from.
@@ -101,6 +104,7 @@ impl Chain {
             list: List::Fixed(json!({"cniVersion": "1.0.0", "name": NETWORK, "plugins": plugins})),
             path,
             cache: node.dir().join("cni-cache/results"),
+            complete: AtomicBool::new(true),
         }
     }
 
@@ -110,19 +114,33 @@ impl Chain {
             list: List::Directory(node.cni_configurations()),
             path: vec![PLUGIN_DIR.into(), node.cni_plugins()],
             cache: node.dir().join("cni-cache/results"),
+            complete: AtomicBool::new(true),
         }
     }
 
     /// The list as a file in `/etc/cni/net.d` would hold it.
     pub fn conflist(&self) -> Result<Value> {
         let directory = match &self.list {
-            List::Fixed(list) => return Ok(list.clone()),
+            List::Fixed(list) => {
+                let mut list = list.clone();
+                if !self.complete.load(Ordering::Relaxed)
+                    && let Some(plugins) = list["plugins"].as_array_mut()
+                {
+                    plugins.pop();
+                }
+                return Ok(list);
+            }
             List::Directory(directory) => directory,
         };
         let files = fs::read_dir(directory)?.filter_map(|entry| Some(entry.ok()?.path()));
         let lists = files.filter(|path| path.extension().is_some_and(|e| e == "conflist"));
         let first = lists.min().with_context(|| format!("no conflist in {}", directory.display()))?;
         serde_json::from_slice(&fs::read(&first)?).with_context(|| format!("{} is no JSON", first.display()))
+    }
+
+    /// Puts the last plugin into a list that is no file, or takes it out.
+    pub fn set_complete(&self, complete: bool) {
+        self.complete.store(complete, Ordering::Relaxed);
     }
 
     /// What the last plugin of the list finds on its standard input.

@@ -24,6 +24,7 @@ pub mod endpoints;
 pub mod flowlog;
 pub mod image;
 pub mod kubelet;
+pub mod links;
 pub mod matrix;
 pub mod netns;
 pub mod node;

@@ -49,6 +49,8 @@ enum Lab {
     Probe(Question),
     /// What bulkhead costs: ratios to flannel alone, nanoseconds per packet, time added to ADD
     Bench(bench::Options),
+    /// A full node: the time to adopt its pods, and what ADD takes longer at a steady rate of starts
+    Crowd(bench::crowd::Options),
     /// What a change of the cluster costs the agent, and its memory; needs no privilege
     Compiler(bench::compiler::Options),
     /// A large cluster by way of an API server: start, memory, cost of a change
@@ -138,6 +140,11 @@ fn run(command: Lab) -> Result<ExitCode> {
             bench::run(options)?;
             Ok(ExitCode::SUCCESS)
         }
+        Lab::Crowd(options) => {
+            leave_nothing_when_told_to_end(130)?;
+            bench::crowd::run(&options)?;
+            Ok(ExitCode::SUCCESS)
+        }
         Lab::Compiler(options) => {
             bench::compiler::run(&options)?;
             Ok(ExitCode::SUCCESS)
@@ -150,6 +157,8 @@ fn run(command: Lab) -> Result<ExitCode> {
         Lab::ApiserverLatency(options) => {
             leave_nothing_when_told_to_end(130)?;
             bench::latency::run(&options)?;
+            Ok(ExitCode::SUCCESS)
+        }
         Lab::Image(options) => {
             image::write(&options.binaries, &options.reference, &options.output)?;
             Ok(ExitCode::SUCCESS)

@@ -1,11 +1,14 @@
 //! The cluster's objects as an operator changes them.
 
-use std::collections::BTreeMap;
+use std::{collections::BTreeMap, time::Duration};
 
 use anyhow::{Context, Result, ensure};
 use serde_json::{Value, json};
 
 use crate::{matrix::SETTLES_WITHIN, patience::until, topology::Lab};
+
+/// How long a full node may take, on a loaded machine: a program on an interface costs two of the kernel's grace periods.
+const ADOPTS_WITHIN: Duration = Duration::from_mins(1);
 
 impl Lab {
     /// Writes one Namespace with these labels.
@@ -49,7 +52,22 @@ impl Lab {
         self.manifests().delete(kind, key)
     }
 
-    /// Waits until every agent has taken in the manifests as they are now, and so has its kernel.
+    /// Waits until every agent has looked its node over, and every pod there is an endpoint.
+    pub fn adopted(&self) -> Result<()> {
+        for agent in self.agents() {
+            let done = |status: &Value| {
+                let running = &status["running"];
+                running["surveyed"] == true
+                    && running["adopting"] == 0
+                    && running["unadopted"].as_array().is_some_and(Vec::is_empty)
+            };
+            let status = until(ADOPTS_WITHIN, || agent.status(), done)?;
+            ensure!(done(&status), "not all pods are adopted: {:#}", status["running"]);
+        }
+        Ok(())
+    }
+
+    /// Waits until every agent that runs has taken in the manifests as they are now, and so has its kernel.
     ///
     /// An agent that has read one more object of a kind that it only counts has read all that was there before.
     pub fn settle(&self) -> Result<()> {
@@ -58,7 +76,7 @@ impl Lab {
             return self.settle_with_api();
         }
         let number = self.manifests().mark(KIND)?;
-        for agent in self.agents() {
+        for agent in self.agents().iter().filter(|agent| agent.runs()) {
             let seen = |status: &Value| status["source"]["ignored"][KIND].as_u64().unwrap_or_default();
             let status = until(SETTLES_WITHIN, || agent.status(), |status| seen(status) >= number.into())?;
             ensure!(seen(&status) >= number.into(), "an agent has not seen the last change: {status:#}");

@@ -16,6 +16,8 @@ fn asked_for_api_server() -> bool {
 pub struct Plan {
     pub(crate) nodes: u8,
     pub(crate) agent: Option<AgentOptions>,
+    /// Agents wait for [`Lab::install`], and the pods of before are wired by flannel alone.
+    pub(crate) later: bool,
     pub(crate) proxy: Option<ProxyMode>,
     pub(crate) bridge_nf: Option<bool>,
     pub(crate) api_server: bool,
@@ -24,12 +26,24 @@ pub struct Plan {
 impl Plan {
     /// Flannel alone: every pod reaches every pod.
     pub fn flat() -> Self {
-        Self { nodes: 2, agent: None, proxy: None, bridge_nf: None, api_server: asked_for_api_server() }
+        Self {
+            nodes: 2,
+            agent: None,
+            later: false,
+            proxy: None,
+            bridge_nf: None,
+            api_server: asked_for_api_server(),
+        }
     }
 
     /// With an agent on each node and `bulkhead-cni` last in the chain.
     pub fn bulkhead() -> Self {
         Self { agent: Some(AgentOptions::default()), ..Self::flat() }
+    }
+
+    /// Flannel alone, until [`Lab::install`] brings agents and plugin to the cluster that runs.
+    pub fn installed_later() -> Self {
+        Self { later: true, ..Self::bulkhead() }
     }
 
     #[must_use]

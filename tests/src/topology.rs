@@ -89,12 +89,13 @@ impl Lab {
                     .iter()
                     .map(|node| Agent::new(node, &dir.bpffs(), source, options))
                     .collect::<Result<Vec<_>>>()?;
-                agents.iter().try_for_each(Agent::spawn)?;
-                agents.iter().try_for_each(Agent::await_ready)?;
+                if !plan.later {
+                    start(&agents)?;
+                }
                 agents
             }
         };
-        let chains = match &plan.agent {
+        let chains: Vec<Chain> = match &plan.agent {
             None => flannel,
             Some(options) if options.keeps_chain => {
                 nodes.iter().map(|node| Chain::of_directory(node)).collect()
@@ -109,6 +110,9 @@ impl Lab {
                 chained.collect::<Result<Vec<_>>>()?
             }
         };
+        for chain in &chains {
+            chain.set_complete(!plan.later);
+        }
         Ok(Self {
             pods: Mutex::default(),
             agents,
@@ -121,6 +125,15 @@ impl Lab {
             pod_numbers: AtomicU32::new(0),
             dir,
         })
+    }
+
+    /// Brings bulkhead to a cluster that was raised without: agents start, and the plugin is in the list from now on.
+    pub fn install(&self) -> Result<()> {
+        start(&self.agents)?;
+        for chain in &self.chains {
+            chain.set_complete(true);
+        }
+        Ok(())
     }
 
     /// Unique on this machine; prefix of all namespaces.
@@ -339,6 +352,11 @@ fn remove_lab(name: &str) {
 fn api_server(dir: &Path, world: &Netns) -> Result<Arc<ApiServer>> {
     let at = SocketAddr::from((WORLD_V4, API_PORT));
     Ok(Arc::new(ApiServer::start_at(dir, at, Arc::new(world.listener()?))?))
+}
+
+fn start(agents: &[Agent]) -> Result<()> {
+    agents.iter().try_for_each(|agent| agent.spawn(&[]))?;
+    agents.iter().try_for_each(Agent::await_ready)
 }
 
 fn underlay(lab: &str) -> Result<Netns> {

@@ -6,7 +6,7 @@ use bulkhead_ebpf::abi::{ConnKey, DropKey};
 
 use super::node::{Node, error_chain};
 use crate::{
-    datapath::{kernel::ConnTable, sweep},
+    datapath::{connections::ConnTable, sweep},
     flow::{Pipeline, clock},
 };
 

@@ -9,10 +9,13 @@
 //! Killed at any moment, it leaves programs, maps and links pinned and the node enforcing (fail static);
 //! the next start takes them over.
 mod admission;
+mod adoption;
 mod arrival;
+mod boot;
 mod connections;
 pub mod explain;
 mod handler;
+mod imports;
 mod local;
 mod names;
 mod node;
@@ -20,6 +23,8 @@ pub mod overlay;
 pub mod readiness;
 pub mod settings;
 pub mod status;
+mod succession;
+mod surveyor;
 
 use std::{
     sync::Arc,
@@ -43,6 +48,7 @@ use self::{
     overlay::Netlink,
     settings::Settings,
     status::{Around, Status},
+    surveyor::Surveyor,
 };
 use crate::{
     api,
@@ -100,6 +106,7 @@ pub async fn run(settings: Settings) -> anyhow::Result<()> {
     let mut admission = Admission::default();
     let netlink = Netlink::connect().context("cannot talk to the kernel about routes")?;
     node.follow_links(netlink.links().await.context("routes cannot be read")?);
+    let (mut surveyor, mut surveys) = Surveyor::new(settings.cni_cache_dir.clone());
     loop {
         tokio::select! {
             arrived = arrivals.recv() => match arrived.context("the source of the cluster's objects ended")? {
@@ -107,12 +114,17 @@ pub async fn run(settings: Settings) -> anyhow::Result<()> {
                     backlog.arrived(at);
                     node.learn(update);
                     admission.retry(&mut node, &around.source);
+                    surveyor.look_first(&node);
                 }
                 Arrived::Fetched(fetched) => {
                     admission.fetched(&fetched);
                     admission.retry(&mut node, &around.source);
                 }
             },
+            Some(survey) = surveys.recv() => {
+                surveyor.done();
+                node.take_in(survey);
+            }
             command = commands.recv() => match command.context("the socket's task ended")? {
                 Command::Cni(request, answer) => match *request {
                     CniRequest::Add { attachment, sandbox } => {
@@ -134,6 +146,7 @@ pub async fn run(settings: Settings) -> anyhow::Result<()> {
                     let _ = answer.send(Survey { index, settings: of, status: Status::of(&node, &settings, &around) });
                 }
             },
+            () = tokio::task::yield_now(), if node.is_adopting() => node.go_on_adopting(),
             _ = clock.tick() => {
                 match netlink.links().await {
                     Ok(links) => node.follow_links(links),
@@ -141,6 +154,7 @@ pub async fn run(settings: Settings) -> anyhow::Result<()> {
                 }
                 node.tick();
                 admission.retry(&mut node, &around.source);
+                surveyor.look(&node);
                 node.sweep_connections(&around.flows);
                 if let Some(told) = &told {
                     let now = events::warnings(&Status::of(&node, &settings, &around), &node.index, &node.source.problems);

@@ -12,10 +12,12 @@ use bulkhead_ebpf::abi::PolicyWord;
 use nix::net::if_::if_nametoindex;
 
 use super::{
-    local,
+    adoption::{Running, is_gone},
+    boot, local,
     names::Publisher,
     overlay::{Links, Way},
     settings::Settings,
+    succession::keep_marks,
 };
 use crate::{
     cluster::{
@@ -42,7 +44,7 @@ const UNKNOWN_CONTAINER: u32 = 3;
 /// Rules that nothing can reach any more are removed about this long after the update that left them ..
 const TIDY_AFTER: Duration = Duration::from_secs(2);
 /// .. and never this soon after another one: a packet under way may just have looked up an old number.
-const PACKET_UNDER_WAY: Duration = Duration::from_millis(20);
+pub(super) const PACKET_UNDER_WAY: Duration = Duration::from_millis(20);
 
 pub struct Node {
     pub(super) index: Index,
@@ -57,9 +59,10 @@ pub struct Node {
     pub(super) wanted: BTreeMap<u32, PolicyWord>,
     pub(super) links: Links,
     pub(super) ways: Vec<Way>,
-    store: Store,
+    pub(super) store: Store,
     /// Kernel records of a state file that was lost, by interface; kept as they are.
-    orphans: BTreeMap<u32, Local>,
+    pub(super) orphans: BTreeMap<u32, Local>,
+    pub(super) running: Running,
     tidy_at: Option<Instant>,
     updated: Instant,
     pub(super) names: Publisher,
@@ -101,6 +104,13 @@ pub struct Health {
     pub last_written: Written,
     /// Why the kernel is not up to date: endpoints keep their last complete rule sets (semantics 42).
     pub error: Option<String>,
+    /// Interfaces on which a program was missing and is back, and pins that were, since the start.
+    pub repaired: u64,
+    pub pins_restored: usize,
+    /// Why pins cannot be put back: the node would not enforce on without the agent.
+    pub pins_missing: Option<String>,
+    /// A predecessor's programs have been replaced, or there were none.
+    pub succeeded: bool,
 }
 
 /// Why an ADD cannot be answered yet, or ever.
@@ -115,18 +125,23 @@ impl Node {
     /// maps before the source has said everything once (fail static).
     pub fn open(settings: &Settings, names: Publisher) -> anyhow::Result<(Self, aya::Ebpf)> {
         let store = Store::open(&settings.state.join("endpoints"))?;
+        if boot::is_another(&settings.state) {
+            tracing::info!("the node has been restarted: no endpoint of before is left");
+            store.clear()?;
+        }
         let (stored, errors) = store.load()?;
         for error in errors {
             tracing::error!(%error, "endpoint file cannot be read; its pod keeps its rules as they are");
         }
         let capacity = Capacity { connections: settings.max_connections };
-        let (programs, mut ebpf) = Programs::open(&settings.bpffs, capacity)?;
+        let (programs, mut ebpf) = Programs::open(&settings.bpffs, settings.abi(), capacity)?;
         let mut maps = Maps::take(&mut ebpf)?;
         maps.configure(bulkhead_ebpf::abi::Config {
             tunnel_port_be: settings.tunnel_port.to_be_bytes(),
             mark_mask: settings.mark_mask,
             ..Default::default()
         })?;
+        keep_marks(&programs, &mut maps, &stored);
         let tables = Tables::open(maps, Some(&settings.state.join("numbers.json")))?;
         let mut index = Index::new(Some(settings.node_name.clone()));
         index.set_local_addresses(local::addresses()?);
@@ -144,6 +159,7 @@ impl Node {
             ways: Vec::new(),
             store,
             orphans: BTreeMap::new(),
+            running: Running::default(),
             tidy_at: None,
             updated: Instant::now(),
             names,
@@ -153,36 +169,64 @@ impl Node {
             node.adopt(&endpoint);
         }
         node.adopt_orphans();
+        if let Err(error) = boot::remember(&settings.state) {
+            tracing::warn!(%error, "a restart of the node will not be noticed");
+        }
         Ok((node, ebpf))
     }
 
     /// An endpoint of before. Its interface may be gone: the pod ended while no agent ran.
     fn adopt(&mut self, endpoint: &Endpoint) {
         let Sandbox { host_ifname, host_ifindex, .. } = &endpoint.sandbox;
-        if if_nametoindex(host_ifname.as_str()) != Ok(*host_ifindex) {
+        if is_gone(&endpoint.sandbox) {
             tracing::info!(container = endpoint.attachment.container, ifname = host_ifname, "pod is gone");
             if let Err(error) = self.store.remove(&endpoint.attachment) {
                 tracing::warn!(%error, "stale endpoint file stays");
             }
             return;
         }
-        if let Err(error) = self.programs.attach(Role::Pod, host_ifname, *host_ifindex) {
+        if !self.is_succeeding() && !self.programs.holds(*host_ifindex) {
+            return self.await_return(endpoint);
+        }
+        if !self.is_succeeding()
+            && let Err(error) = self.programs.attach(Role::Pod, host_ifname, *host_ifindex)
+        {
             // The others still need an agent; `repair` tries again.
             tracing::error!(ifname = host_ifname, error = error_chain(&error), "pod is not enforced");
         }
         self.endpoints.insert(endpoint.clone());
         self.follow_pod(endpoint);
+        self.go_on_learning(endpoint);
     }
 
     pub(super) fn pods_here<'a>(&'a self, node: &'a str) -> impl Iterator<Item = &'a Pod> {
         self.index.pods().filter(move |pod| pod.node.as_deref() == Some(node))
     }
 
-    /// Puts programs back that somebody has taken off a pod's interface.
+    /// Puts programs back that somebody has taken off a pod's interface, and pins that somebody has removed.
     fn repair(&mut self) {
+        match self.programs.restore_pins() {
+            Ok(0) => self.health.pins_missing = None,
+            Ok(restored) => {
+                tracing::error!(restored, "pins were missing, and are back");
+                self.health.pins_restored += restored;
+                self.health.pins_missing = None;
+            }
+            Err(error) => {
+                let error = error_chain(&error);
+                if self.health.pins_missing.as_ref() != Some(&error) {
+                    tracing::error!(error, "pins are missing: the node enforces only while the agent runs");
+                }
+                self.health.pins_missing = Some(error);
+            }
+        }
+        if self.is_succeeding() {
+            return; // a predecessor's programs are on the interfaces
+        }
         for endpoint in self.endpoints.iter() {
             let Sandbox { host_ifname, host_ifindex, .. } = &endpoint.sandbox;
             if !local::exists(*host_ifindex)
+                || self.running.is_silent(&endpoint.attachment)
                 || matches!(self.programs.attached(Role::Pod, host_ifname), Ok(true))
             {
                 continue;
@@ -192,6 +236,7 @@ impl Node {
                 self.meters.repaired();
             }
             let error = repaired.err().map(|error| error_chain(&error));
+            self.health.repaired += u64::from(error.is_none());
             tracing::error!(ifname = host_ifname, error, "a program was missing on a pod's interface");
         }
     }
@@ -213,6 +258,7 @@ impl Node {
                     mac: record.mac,
                     addresses: addresses.into_iter().filter(|a| !a.is_unspecified()).collect(),
                     adopted: false,
+                    silent: false,
                 },
             );
         }
@@ -237,6 +283,7 @@ impl Node {
         if is_first {
             crate::allocator::give_back();
         }
+        self.succeed();
     }
 
     /// Brings the kernel to the index. An error is kept for status and tried again at the next tick.
@@ -285,7 +332,10 @@ impl Node {
     }
 
     fn locals(&self) -> BTreeMap<u32, Local> {
-        let own = self.endpoints.iter().map(Endpoint::local).map(|local| (local.ifindex, local));
+        let own = self.endpoints.iter().map(|endpoint| {
+            let silent = self.running.is_silent(&endpoint.attachment);
+            (endpoint.sandbox.host_ifindex, Local { silent, ..endpoint.local() })
+        });
         own.chain(self.orphans.clone()).collect()
     }
 
@@ -351,7 +401,8 @@ impl Node {
         }
 
         let id = self.tables.next_endpoint();
-        let endpoint = Endpoint { id, attachment: attachment.clone(), sandbox: sandbox.clone() };
+        let endpoint =
+            Endpoint { id, attachment: attachment.clone(), sandbox: sandbox.clone(), adopted: false };
         let before = self.endpoints.insert(endpoint.clone());
         self.orphans.remove(&sandbox.host_ifindex);
         self.follow_pod(&endpoint);
@@ -378,6 +429,7 @@ impl Node {
 
     /// DEL: the record goes, so that the interface drops everything until it is gone itself.
     pub fn del(&mut self, attachment: &AttachmentId) {
+        self.note_departure(attachment);
         if self.endpoints.get(attachment).is_some() {
             self.forget(attachment);
             self.enforce();
@@ -385,7 +437,7 @@ impl Node {
         self.sweep_links();
     }
 
-    fn forget(&mut self, attachment: &AttachmentId) {
+    pub(super) fn forget(&mut self, attachment: &AttachmentId) {
         let endpoint = self.endpoints.remove(attachment);
         if let Err(error) = self.store.remove(attachment) {
             // The next start finds that the interface is gone and removes it then.
@@ -397,7 +449,7 @@ impl Node {
     }
 
     /// Tells the index which addresses the endpoint's pod has here.
-    fn follow_pod(&mut self, endpoint: &Endpoint) {
+    pub(super) fn follow_pod(&mut self, endpoint: &Endpoint) {
         let Some(pod) = endpoint.pod() else { return };
         let addresses = self.endpoints.addresses_of(&pod);
         if addresses.is_empty() {
@@ -481,12 +533,17 @@ impl Node {
             }
         }
         self.orphans.retain(|ifindex, _| local::exists(*ifindex));
+        self.succeed();
+        self.tend_running();
         self.tend_names();
         self.repair();
         self.sweep_links();
     }
 
-    fn sweep_links(&self) {
+    fn sweep_links(&mut self) {
+        if self.is_succeeding() {
+            return; // what a predecessor holds is still to be taken over
+        }
         if let Err(error) = self.programs.sweep_links(local::exists) {
             tracing::warn!(error = error_chain(&error), "stale link pins stay for now");
         }

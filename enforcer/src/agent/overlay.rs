@@ -156,11 +156,15 @@ impl Node {
         if !interface.ethernet {
             return Err("frames on it have no Ethernet header".to_owned());
         }
-        if matches!(self.programs.attached(Role::Overlay, &interface.name), Ok(true)) {
-            return Ok(());
+        if self.is_succeeding() || matches!(self.programs.attached(Role::Overlay, &interface.name), Ok(true))
+        {
+            return Ok(()); // by us, or by a predecessor as it saw fit
         }
-        tracing::info!(interface = interface.name, "a way to other nodes");
-        self.programs.attach(Role::Overlay, &interface.name, index).map_err(|error| error_chain(&error))
+        let again = self.ways.iter().any(|way| way.interface == interface.name && way.error.is_empty());
+        tracing::info!(interface = interface.name, again, "a way to other nodes");
+        self.programs.attach(Role::Overlay, &interface.name, index).map_err(|error| error_chain(&error))?;
+        self.health.repaired += u64::from(again);
+        Ok(())
     }
 }
 

@@ -2,7 +2,7 @@
 
 use std::{net::SocketAddr, path::PathBuf, str::FromStr};
 
-use bulkhead_ebpf::abi::ORIGINS;
+use bulkhead_ebpf::abi::{ABI_VERSION, ORIGINS};
 use clap::{Args, ValueEnum};
 
 use crate::{
@@ -47,6 +47,9 @@ pub struct Settings {
     pub metrics_address: MetricsAddress,
     #[command(flatten)]
     pub chain: crate::chain::Settings,
+    /// Directory of libcni's cache (`results` below it), in which the runtime remembers the pods that already run.
+    #[arg(long, env = "BULKHEAD_CNI_CACHE_DIR", value_name = "DIR", default_value = "/var/lib/cni")]
+    pub cni_cache_dir: PathBuf,
     #[command(flatten)]
     pub flow: FlowSettings,
     #[command(flatten)]
@@ -63,6 +66,21 @@ pub struct Settings {
     #[arg(long, env = "BULKHEAD_MARK_MASK", value_name = "MASK", default_value = "0xfff00000",
           value_parser = mark_mask)]
     pub mark_mask: u32,
+    /// For tests of upgrades, in debug builds only: this agent's layout under another version's name.
+    #[cfg(debug_assertions)]
+    #[arg(long, hide = true)]
+    pub pretend_abi: Option<u32>,
+}
+
+impl Settings {
+    /// The version of the maps' layout that the pins are named after.
+    pub fn abi(&self) -> u32 {
+        #[cfg(debug_assertions)]
+        if let Some(pretended) = self.pretend_abi {
+            return pretended;
+        }
+        ABI_VERSION
+    }
 }
 
 impl Settings {

@@ -13,11 +13,12 @@ use std::{
 use comfy_table::{ContentArrangement, Table, presets};
 use serde::{Deserialize, Serialize};
 
-use super::{node::Node, overlay::Way, readiness, settings::Settings};
+use super::{node::Node, overlay::Way, readiness::readiness, settings::Settings};
 use crate::{
     chain::{self, Keeper},
     cluster::object::Kind,
-    datapath::ruling::Lookup,
+    datapath::{programs::Role, ruling::Lookup},
+    endpoint::adoption::Unadopted,
     flow::{Counters, Pipeline},
     others::{self, Lookout},
     policy::model::DirectionRules,
@@ -31,7 +32,7 @@ pub struct Status {
     pub version: String,
     /// Seconds since the agent started.
     pub uptime_seconds: u64,
-    /// The node enforces what the cluster says; otherwise why not.
+    /// The node enforces what the cluster says; otherwise why not: see [`super::readiness`].
     pub ready: bool,
     pub not_ready: Vec<String>,
     pub source: Source,
@@ -39,6 +40,7 @@ pub struct Status {
     pub datapath: Datapath,
     /// Where packets leave for other nodes' pods; see [`super::overlay`].
     pub ways: Vec<Way>,
+    pub running: Running,
     pub chain: chain::Status,
     /// Who else judges packets on this node.
     pub others: Vec<others::Other>,
@@ -95,6 +97,8 @@ pub struct Endpoint {
     pub wanted_generation: Option<u32>,
     /// The kernel holds what the policies say.
     pub up_to_date: bool,
+    /// The programs are on the interface.
+    pub attached: bool,
 }
 
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
@@ -121,6 +125,13 @@ pub struct Datapath {
     /// Events that found the ring buffer full; connections that found the table full.
     pub lost_events: u64,
     pub lost_connections: u64,
+    /// Since the agent started: interfaces on which a program was missing, and pins that were; all are back.
+    pub repaired: u64,
+    pub pins_restored: usize,
+    /// Why pins cannot be put back, if so.
+    pub pins_missing: Option<String>,
+    /// Versions of the maps' layout whose programs are still on some interface.
+    pub predecessors: Vec<u32>,
     /// Why the kernel is not up to date, if so.
     pub error: Option<String>,
 }
@@ -131,6 +142,43 @@ pub struct Datapath {
 pub struct Fill {
     pub entries: usize,
     pub capacity: usize,
+}
+
+/// Pods that ran before bulkhead did, and those that nobody enforces.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub struct Running {
+    /// The node has been looked over since the agent started.
+    pub surveyed: bool,
+    /// Pods of this node that nobody enforces.
+    pub unadopted: Vec<Unadopted>,
+    /// Files of the runtime's cache that cannot be read, and why.
+    pub unreadable: Vec<String>,
+    /// Since the agent started: pods adopted, and connections imported for them.
+    pub adopted: u64,
+    pub imported: u64,
+    /// Pods that are being adopted.
+    pub adopting: usize,
+    /// Adopted pods whose connections are still being learnt.
+    pub learning: usize,
+    /// How long the last adoption took, in milliseconds.
+    pub took_millis: u64,
+}
+
+impl Running {
+    fn of(node: &Node) -> Self {
+        let running = &node.running;
+        Self {
+            surveyed: running.surveyed,
+            unadopted: running.unadopted.iter().cloned().collect(),
+            unreadable: running.unreadable.clone(),
+            adopted: running.adopted,
+            imported: running.imported,
+            adopting: node.adopting(),
+            learning: node.learning(),
+            took_millis: u64::try_from(running.took.as_millis()).unwrap_or(u64::MAX),
+        }
+    }
 }
 
 /// Totals of the flow log since the agent started; see [`Counters`].
@@ -171,7 +219,7 @@ pub struct Around {
 impl Status {
     pub fn of(node: &Node, settings: &Settings, around: &Around) -> Self {
         let mut status = Self::as_it_is(node, settings, around);
-        status.not_ready = readiness::reasons(&status);
+        status.not_ready = readiness(&status);
         status.ready = status.not_ready.is_empty();
         status
     }
@@ -205,12 +253,13 @@ impl Status {
                 ignored: node.source.ignored.clone(),
             },
             endpoints: node.endpoints.iter().map(|endpoint| Endpoint::of(node, endpoint)).collect(),
-            datapath: Datapath::of(node),
+            datapath: Datapath::of(node, settings.abi()),
             ways: node.ways.clone(),
             chain: chain.status(),
             others: others::judge(&lookout.signs().of_pods(node.pods_here(&settings.node_name))),
             uptime_seconds: around.started.elapsed().as_secs(),
             flows: Flows::of(around.flows.counters()),
+            running: Running::of(node),
             defects: defects.map(|policy| (policy.key.to_string(), policy.defects.clone())).collect(),
             ..Self::default()
         }
@@ -271,6 +320,12 @@ impl Status {
             let state = if error.is_empty() { "judged" } else { error };
             line("To other nodes", format!("{interface}: {state}"));
         }
+        for Unadopted { pod, why, .. } in &self.running.unadopted {
+            line("Not enforced", format!("{pod}: {why}"));
+        }
+        for why in &self.running.unreadable {
+            line("Problem", format!("the runtime's cache: {why}"));
+        }
         line(
             "Lost",
             format!("{} events, {} connections", self.datapath.lost_events, self.datapath.lost_connections),
@@ -328,6 +383,7 @@ impl Endpoint {
                 && rule_set == Some(word.rule_set())
                 && wanted == Some(&word)
                 && node.health.error.is_none(),
+            attached: matches!(node.programs.attached(Role::Pod, &endpoint.sandbox.host_ifname), Ok(true)),
         }
     }
 
@@ -375,7 +431,7 @@ impl Endpoint {
 }
 
 impl Datapath {
-    fn of(node: &Node) -> Self {
+    fn of(node: &Node, abi: u32) -> Self {
         let json = |value: &_| serde_json::to_value(value).unwrap_or_default();
         let actual = node.tables.actual();
         let packets = node.tables.kernel_ref().counters().unwrap_or_default();
@@ -384,7 +440,7 @@ impl Datapath {
         let maps = maps.map(|((map, entries), (_, capacity))| (map.to_owned(), Fill { entries, capacity }));
         let (lost_events, lost_connections) = node.tables.kernel_ref().lost().unwrap_or_default();
         Self {
-            abi: bulkhead_ebpf::abi::ABI_VERSION,
+            abi,
             updates: node.health.updates,
             adoption: serde_json::to_value(&node.programs.adoption).unwrap_or_default(),
             first_written: node.health.first_written.as_ref().map(json).unwrap_or_default(),
@@ -397,6 +453,10 @@ impl Datapath {
             packets: packets.into_iter().map(|(reason, n)| (reason.name().to_owned(), n)).collect(),
             lost_events,
             lost_connections,
+            repaired: node.health.repaired,
+            pins_restored: node.health.pins_restored,
+            pins_missing: node.health.pins_missing.clone(),
+            predecessors: node.programs.predecessors().iter().map(|p| p.version).collect(),
             error: node.health.error.clone(),
         }
     }
@@ -438,10 +498,10 @@ mod tests {
         status.source = Source { synced: false, ..status.source };
         status.datapath.error = Some("map RULES is too small".into());
         status.datapath.repairs = 2;
-        status.not_ready = readiness::reasons(&status);
+        status.not_ready = readiness(&status);
         status.ready = false;
         assert_eq!(line(&status, "Ready"), ["NO"]);
-        assert_eq!(line(&status, "Not ready").len(), 2, "{}", status.render());
+        assert_eq!(line(&status, "Not ready").len(), 4, "{}", status.render());
         assert_eq!(line(&status, "Source"), ["manifests /m: not read yet"]);
         assert_eq!(line(&status, "Repairs"), ["2 programs were put back on pods' interfaces"]);
     }

@@ -159,6 +159,7 @@ impl NodeKernel {
                 mac: [2, 0, 0, 0, 0, 1],
                 addresses: [].into(),
                 adopted: false,
+                silent: false,
             };
             (*ifindex, local)
         });

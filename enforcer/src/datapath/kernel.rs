@@ -13,8 +13,8 @@ use aya::{
 };
 use bulkhead_ebpf::{
     abi::{
-        self, Config, Conn, ConnKey, ConnKey4, ConnKey6, DropCount, DropKey, Endpoint, Peer, RuleKey,
-        ServiceKey, ServiceKey4, ServiceKey6, names,
+        self, Config, Conn, ConnKey4, ConnKey6, DropCount, DropKey, Endpoint, Peer, RuleKey, ServiceKey,
+        ServiceKey4, ServiceKey6, names,
     },
     reason::{REASONS, Reason},
 };
@@ -22,6 +22,7 @@ use ipnetwork::IpNetwork;
 
 use super::{
     DatapathError,
+    connections::ConnTable,
     image::{Image, Op, Rule, ServiceAddress},
     sizes::Sizes,
 };
@@ -97,15 +98,25 @@ impl Maps {
     }
 
     pub fn conns_v4(&mut self) -> ConnTable<'_, [u8; 4]> {
-        ConnTable(&mut self.conns_v4)
+        ConnTable::of(&mut self.conns_v4)
     }
 
     pub fn conns_v6(&mut self) -> ConnTable<'_, [u8; 16]> {
-        ConnTable(&mut self.conns_v6)
+        ConnTable::of(&mut self.conns_v6)
     }
 
     pub fn drops(&mut self) -> &mut HashMap<MapData, DropKey, DropCount> {
         &mut self.drops
+    }
+
+    /// A record that admits nothing, for an endpoint that is to keep this mark; one that has a record keeps it.
+    pub fn keep_mark(&mut self, of: &Endpoint) -> Result<(), DatapathError> {
+        let slot = self.endpoints.get(&(of.ifindex % abi::ENDPOINT_SLOTS), 0)?;
+        if slot.ifindex != of.ifindex && self.endpoints_spill.get(&of.ifindex, 0).is_err() {
+            let Endpoint { ifindex, id, mark, .. } = *of;
+            self.set_endpoint(&Endpoint { ifindex, id, mark, ..Endpoint::default() })?;
+        }
+        Ok(())
     }
 
     /// The way back from its mark first: once the record is there, packets may bear it.
@@ -224,35 +235,12 @@ impl Kernel for Maps {
     }
 }
 
-/// One family's connection table.
-pub struct ConnTable<'a, A>(&'a mut HashMap<MapData, ConnKey<A>, Conn>)
-where
-    ConnKey<A>: aya::Pod;
-
-impl<A> ConnTable<'_, A>
-where
-    ConnKey<A>: aya::Pod,
-{
-    /// Entries as they are while others come and go; one may be missed or seen twice.
-    pub fn entries(&self) -> impl Iterator<Item = (ConnKey<A>, Conn)> {
-        self.0.iter().filter_map(Result::ok)
-    }
-
-    pub fn get(&self, key: &ConnKey<A>) -> Option<Conn> {
-        self.0.get(key, 0).ok()
-    }
-
-    pub fn remove(&mut self, key: &ConnKey<A>) -> Result<(), DatapathError> {
-        absent_is_gone(self.0.remove(key)).map_err(DatapathError::from)
-    }
-}
-
 /// As the kernel has it: a pinned map may be of another build.
 fn max_entries(map: &MapData) -> Result<usize, MapError> {
     Ok(usize::try_from(map.info()?.max_entries()).expect("32 bits fit"))
 }
 
-fn absent_is_gone(result: Result<(), MapError>) -> Result<(), MapError> {
+pub(super) fn absent_is_gone(result: Result<(), MapError>) -> Result<(), MapError> {
     match result {
         Err(MapError::KeyNotFound) => Ok(()),
         Err(MapError::SyscallError(e)) if e.io_error.kind() == std::io::ErrorKind::NotFound => Ok(()),

@@ -4,14 +4,17 @@
 //! compiled ─▶ transition (numbers) ─▶ ops ─▶ kernel (maps)          programs (pins, links)
 //! ```
 pub mod bpffs;
+pub mod connections;
 pub mod engine;
 pub mod frame;
 mod image;
+pub mod imports;
 mod journal;
 pub mod kernel;
 mod ledger;
 mod numbers;
 mod overlay;
+pub mod predecessor;
 pub mod programs;
 pub mod removal;
 pub mod ruling;

@@ -5,26 +5,32 @@
 //! <bpffs>/v<ABI>/programs/<name>         from_pod, to_pod, to_overlay
 //! <bpffs>/v<ABI>/links/<ifindex>-<name>  TCX links (kernel 6.6+): they hold a program on its interface
 //! ```
-//! While a link's pin exists, its program runs, agent or no agent (fail static). A link dies with its
-//! interface, so on pod removal its pin is left until the interface is gone: unpinning earlier would let a
-//! dying pod talk unguarded.
+//! While a link's pin exists, its program runs, agent or no agent (fail static). While the agent lives it holds the
+//! links besides, so that who removes the pins takes off nothing. A link dies with its interface, so on pod removal its
+//! pin is left until the interface is gone: unpinning earlier would let a dying pod talk unguarded.
 
 use std::{
+    collections::BTreeMap,
     fs, io,
     path::{Path, PathBuf},
 };
 
 use aya::{
     Ebpf, EbpfLoader,
+    maps::{MapData, MapInfo},
     programs::{
         ProgramError, SchedClassifier, TcAttachType,
         links::{FdLink, LinkError, LinkOrder, PinnedLink},
         tc::{SchedClassifierLink, TcAttachOptions},
     },
 };
-use bulkhead_ebpf::abi::{ABI_VERSION, names};
+use bulkhead_ebpf::abi::names;
 
-use super::{DatapathError, kernel::MAP_NAMES};
+use super::{
+    DatapathError,
+    kernel::MAP_NAMES,
+    predecessor::{Predecessor, version_of},
+};
 
 static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/bulkhead-programs"));
 
@@ -42,6 +48,8 @@ const HOOKS: [HookSide; 3] = [
 pub enum Role {
     /// Host end of a pod's veth pair.
     Pod,
+    /// As `Pod`, but only what the pod sends so far.
+    Sender,
     /// The way to other nodes: flannel's overlay device, or an uplink.
     Overlay,
 }
@@ -50,6 +58,7 @@ impl Role {
     const fn hooks(self) -> std::ops::Range<usize> {
         match self {
             Self::Pod => 0..2,
+            Self::Sender => 0..1,
             Self::Overlay => 2..3,
         }
     }
@@ -104,22 +113,25 @@ pub struct Adoption {
     pub programs_replaced: usize,
     pub links_adopted: usize,
     pub links_updated: usize,
+    /// From a predecessor's tables.
+    pub connections_carried: u64,
 }
 
 pub struct Programs {
     directory: PathBuf,
     hooks: [SchedClassifier; 3],
+    /// By interface index and hook.
+    links: BTreeMap<(u32, usize), FdLink>,
+    predecessors: Vec<Predecessor>,
     pub adoption: Adoption,
 }
 
 impl Programs {
-    /// Takes over the pins under `bpffs`, or makes them. Programs are replaced only if their code differs.
-    pub fn open(bpffs: &Path, capacity: Capacity) -> Result<(Self, Ebpf), DatapathError> {
-        let directory = bpffs.join(format!("v{ABI_VERSION}"));
-        for part in ["maps", "programs", "links"] {
-            let path = directory.join(part);
-            fs::create_dir_all(&path).map_err(|source| DatapathError::Pin { path, source })?;
-        }
+    /// Takes over the pins of this version of the layout under `bpffs`, or makes them. Programs are replaced only if
+    /// their code differs.
+    pub fn open(bpffs: &Path, version: u32, capacity: Capacity) -> Result<(Self, Ebpf), DatapathError> {
+        let directory = bpffs.join(format!("v{version}"));
+        make_directories(&directory)?;
         let mut adoption = Adoption::default();
         let mut loader = loader(capacity);
         for name in MAP_NAMES {
@@ -147,33 +159,66 @@ impl Programs {
             }
         };
         let hooks = [hook(HOOKS[0].0)?, hook(HOOKS[1].0)?, hook(HOOKS[2].0)?];
-        let mut programs = Self { directory, hooks, adoption };
+        let predecessors = Predecessor::find(bpffs, version)?;
+        let mut programs = Self { directory, hooks, links: BTreeMap::new(), predecessors, adoption };
         if programs.adoption.programs_replaced > 0 {
             programs.update_links()?;
         }
         Ok((programs, ebpf))
     }
 
-    /// Puts the role's programs on the interface and pins their links; what is in place already stays.
+    /// Puts the role's programs on the interface and pins their links; what is in place already stays. A predecessor's
+    /// link gets our program instead of its own, in one step.
     pub fn attach(&mut self, role: Role, ifname: &str, ifindex: u32) -> Result<(), DatapathError> {
-        let range = role.hooks();
-        for (program, (name, side)) in self.hooks[range.clone()].iter_mut().zip(&HOOKS[range]) {
-            let side = *side;
-            let path = self.directory.join("links").join(format!("{ifindex}-{name}"));
-            let wanted = program.info()?.id();
+        for hook in role.hooks() {
+            let (name, side) = HOOKS[hook];
+            let path = self.link_pin(ifindex, hook);
             let (_, running) = SchedClassifier::query_tcx(ifname, side)?;
-            if path.exists() && running.iter().any(|info| info.id() == wanted) {
+            let wanted = self.hooks[hook].info()?.id();
+            let link = if path.exists() && running.iter().any(|info| info.id() == wanted) {
                 self.adoption.links_adopted += 1;
-                continue;
-            }
-            remove_pin(&path)?; // of an interface that had this index before
-            // First in line: a program of somebody else must not pass packets on unseen.
-            let options = TcAttachOptions::TcxOrder(LinkOrder::first());
-            let id = program.attach_with_options(ifname, side, options)?;
-            let link: FdLink = program.take_link(id)?.try_into()?;
-            link.pin(&path).map_err(|source| DatapathError::PinLink { path, source })?;
+                PinnedLink::from_pin(&path)?.into()
+            } else if let Some(old) = self.inherited(&format!("{ifindex}-{name}")) {
+                let link = self.update_link(&old, hook)?;
+                remove_pin(&path)?; // of an interface that had this index before
+                fs::rename(&old, &path)
+                    .map_err(|source| DatapathError::Pin { path: path.clone(), source })?;
+                self.adoption.links_updated += 1;
+                link
+            } else {
+                remove_pin(&path)?; // as above
+                // First in line: a program of somebody else must not pass packets on unseen.
+                let options = TcAttachOptions::TcxOrder(LinkOrder::first());
+                let program = &mut self.hooks[hook];
+                let id = program.attach_with_options(ifname, side, options)?;
+                let link: FdLink = program.take_link(id)?.try_into()?;
+                pin(link, &path)?
+            };
+            self.links.insert((ifindex, hook), link);
         }
         Ok(())
+    }
+
+    /// Both of a pod's programs have been put on the interface, by us or by a predecessor.
+    pub fn holds(&self, ifindex: u32) -> bool {
+        Role::Pod.hooks().all(|hook| {
+            let inherited = self.inherited(&format!("{ifindex}-{}", HOOKS[hook].0));
+            inherited.is_some() || self.link_pin(ifindex, hook).exists()
+        })
+    }
+
+    /// The pin of a predecessor's link that still holds its interface.
+    fn inherited(&self, name: &str) -> Option<PathBuf> {
+        self.predecessors.iter().map(|predecessor| predecessor.link(name)).find(|path| path.exists())
+    }
+
+    /// Whose programs enforce until ours are attached.
+    pub fn predecessors(&self) -> &[Predecessor] {
+        &self.predecessors
+    }
+
+    fn link_pin(&self, ifindex: u32, hook: usize) -> PathBuf {
+        self.directory.join("links").join(format!("{ifindex}-{}", HOOKS[hook].0))
     }
 
     /// Are the role's programs running on the interface?
@@ -188,35 +233,122 @@ impl Programs {
         Ok(true)
     }
 
-    /// Removes the pins of links whose interface is gone; returns how many.
-    pub fn sweep_links(&self, exists: impl Fn(u32) -> bool) -> Result<usize, DatapathError> {
-        let mut swept = 0;
-        for (path, ifindex, _) in self.links()? {
-            if !exists(ifindex) {
-                remove_pin(&path)?;
-                swept += 1;
+    /// Removes the pins of links whose interface is gone, and predecessors that hold nothing any more; returns how many
+    /// links went.
+    pub fn sweep_links(&mut self, exists: impl Fn(u32) -> bool) -> Result<usize, DatapathError> {
+        let mut gone: Vec<PathBuf> = self
+            .links()?
+            .into_iter()
+            .filter(|(_, ifindex, _)| !exists(*ifindex))
+            .map(|(path, ..)| path)
+            .collect();
+        self.links.retain(|(ifindex, _), _| exists(*ifindex));
+        let mut left = Vec::new();
+        for predecessor in std::mem::take(&mut self.predecessors) {
+            let (alive, dead): (Vec<_>, Vec<_>) = predecessor.links().into_iter().partition(|name| {
+                let ifindex = name.split_once('-').and_then(|(ifindex, _)| ifindex.parse().ok());
+                ifindex.is_some_and(&exists)
+            });
+            gone.extend(dead.iter().map(|name| predecessor.link(name)));
+            if alive.is_empty() {
+                predecessor.remove()?;
+            } else {
+                left.push(predecessor);
             }
         }
-        Ok(swept)
+        self.predecessors = left;
+        gone.iter().try_for_each(|path| remove_pin(path))?;
+        Ok(gone.len())
+    }
+
+    /// Puts back pins that somebody has removed; returns how many. What they held has been held by us meanwhile.
+    pub fn restore_pins(&mut self) -> Result<usize, DatapathError> {
+        make_directories(&self.directory)?;
+        let mut restored = 0;
+        for (program, (name, _)) in self.hooks.iter_mut().zip(HOOKS) {
+            let path = self.directory.join("programs").join(name);
+            if !path.exists() {
+                program.pin(&path).map_err(|source| DatapathError::PinLink { path, source })?;
+                restored += 1;
+            }
+        }
+        restored += self.restore_maps()?;
+        let missing: Vec<_> = self
+            .links
+            .keys()
+            .copied()
+            .filter(|(ifindex, hook)| !self.link_pin(*ifindex, *hook).exists())
+            .collect();
+        for (ifindex, hook) in missing {
+            let path = self.link_pin(ifindex, hook);
+            if let Some(link) = self.links.remove(&(ifindex, hook)) {
+                self.links.insert((ifindex, hook), pin(link, &path)?);
+                restored += 1;
+            }
+        }
+        Ok(restored)
+    }
+
+    /// The programs know their maps.
+    fn restore_maps(&self) -> Result<usize, DatapathError> {
+        let pin_of = |name: &str| self.directory.join("maps").join(name);
+        if MAP_NAMES.iter().all(|name| pin_of(name).exists()) {
+            return Ok(0);
+        }
+        let mut restored = 0;
+        for program in &self.hooks {
+            for id in program.info()?.map_ids()?.unwrap_or_default() {
+                let info = MapInfo::from_id(id)?;
+                let Some(name) = info.name_as_str().filter(|name| MAP_NAMES.contains(name)) else { continue };
+                let path = pin_of(name);
+                if !path.exists() {
+                    let pinned = MapData::from_id(id)?.pin(&path);
+                    pinned.map_err(|source| DatapathError::PinLink { path, source })?;
+                    restored += 1;
+                }
+            }
+        }
+        Ok(restored)
+    }
+
+    /// Takes off whatever an agent of any version has left under `bpffs`: links first, so that interfaces are free (after
+    /// an RCU grace period) while their programs still have all maps. No error if nothing is there; the directory itself
+    /// goes unless it is a mount.
+    pub fn remove_all(bpffs: &Path) -> Result<(), DatapathError> {
+        let pin_error = |source| DatapathError::Pin { path: bpffs.into(), source };
+        let versions = match fs::read_dir(bpffs) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
+            versions => versions.map_err(pin_error)?.collect::<Result<Vec<_>, _>>().map_err(pin_error)?,
+        };
+        let of_ours = |path: &PathBuf| version_of(path).is_some();
+        let versions: Vec<PathBuf> = versions.iter().map(fs::DirEntry::path).filter(of_ours).collect();
+        for directory in versions.iter().map(|version| version.join("links")).chain(versions.iter().cloned())
+        {
+            match fs::remove_dir_all(&directory) {
+                Err(source) if source.kind() != io::ErrorKind::NotFound => {
+                    return Err(DatapathError::Pin { path: directory, source });
+                }
+                _ => {}
+            }
+        }
+        match fs::remove_dir(bpffs) {
+            Err(error)
+                if !matches!(
+                    error.kind(),
+                    io::ErrorKind::ResourceBusy | io::ErrorKind::DirectoryNotEmpty
+                ) =>
+            {
+                Err(pin_error(error))
+            }
+            _ => Ok(()),
+        }
     }
 
     /// Swaps the code of every link in one step each: no packet meets neither or both.
     fn update_links(&mut self) -> Result<(), DatapathError> {
-        for (path, _, hook) in self.links()? {
-            let link = match PinnedLink::from_pin(&path) {
-                Ok(link) => FdLink::from(link),
-                Err(error) => {
-                    tracing::warn!(path = %path.display(), %error, "link pin cannot be opened");
-                    continue;
-                }
-            };
-            let program = &mut self.hooks[hook];
-            match SchedClassifierLink::try_from(link).map_err(DatapathError::from).and_then(|link| {
-                let id = program.attach_to_link(link)?;
-                Ok(FdLink::try_from(program.take_link(id)?)?)
-            }) {
-                // The pin still holds the link; only this handle goes.
-                Ok(link) => drop(link),
+        for (path, ifindex, hook) in self.links()? {
+            match self.update_link(&path, hook) {
+                Ok(link) => _ = self.links.insert((ifindex, hook), link),
                 // A link whose interface is gone cannot be updated; the sweep removes its pin.
                 Err(error) => {
                     tracing::debug!(path = %path.display(), %error, "link not updated");
@@ -226,6 +358,14 @@ impl Programs {
             self.adoption.links_updated += 1;
         }
         Ok(())
+    }
+
+    /// The pin goes on holding the link, under its new program.
+    fn update_link(&mut self, path: &Path, hook: usize) -> Result<FdLink, DatapathError> {
+        let link = SchedClassifierLink::try_from(FdLink::from(PinnedLink::from_pin(path)?))?;
+        let program = &mut self.hooks[hook];
+        let id = program.attach_to_link(link)?;
+        Ok(program.take_link(id)?.try_into()?)
     }
 
     /// Path, interface index and hook of every link pin.
@@ -244,6 +384,18 @@ impl Programs {
         }
         Ok(links)
     }
+}
+
+fn make_directories(directory: &Path) -> Result<(), DatapathError> {
+    ["maps", "programs", "links"].into_iter().try_for_each(|part| {
+        let path = directory.join(part);
+        fs::create_dir_all(&path).map_err(|source| DatapathError::Pin { path, source })
+    })
+}
+
+fn pin(link: FdLink, path: &Path) -> Result<FdLink, DatapathError> {
+    let pinned = link.pin(path).map_err(|source| DatapathError::PinLink { path: path.into(), source })?;
+    Ok(pinned.into())
 }
 
 /// Pins under another name first and renames over the old pin, so that there is always one.

@@ -51,6 +51,8 @@ pub struct Local {
     pub addresses: BTreeSet<IpAddr>,
     /// The pod ran before bulkhead did.
     pub adopted: bool,
+    /// No address leads here yet: its packets would be judged elsewhere, as this pod's, before its own hooks do it.
+    pub silent: bool,
 }
 
 /// Writes to carry out in order, and what holds when all of them have succeeded.
@@ -434,7 +436,7 @@ struct Interfaces(BTreeMap<IpAddr, u32>);
 impl Interfaces {
     /// An address that was given anew is the younger pod's.
     fn of(locals: &BTreeMap<u32, Local>) -> Self {
-        let mut by_age: Vec<_> = locals.values().collect();
+        let mut by_age: Vec<_> = locals.values().filter(|local| !local.silent).collect();
         by_age.sort_by_key(|local| local.id);
         let all = by_age.into_iter().flat_map(|local| local.addresses.iter().map(|a| (*a, local.ifindex)));
         Self(all.collect())

@@ -1,5 +1,10 @@
 //! Which pods hang on this node: told by CNI, kept over a restart.
+pub mod adoption;
+pub mod cache;
+pub mod sockets;
 pub mod store;
+pub mod survey;
+pub mod translations;
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -18,6 +23,9 @@ pub struct Endpoint {
     pub id: u32,
     pub attachment: AttachmentId,
     pub sandbox: Sandbox,
+    /// It ran before we knew of it, and its connections are still being learned (semantics 35).
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub adopted: bool,
 }
 
 impl Endpoint {
@@ -32,7 +40,8 @@ impl Endpoint {
             pod: self.pod(),
             mac: self.sandbox.mac,
             addresses: self.sandbox.addresses.clone(),
-            adopted: false,
+            adopted: self.adopted,
+            silent: false,
         }
     }
 }
@@ -90,6 +99,7 @@ mod tests {
                 addresses: [IpAddr::from([10, 244, 1, u8::try_from(id).expect("small")])].into(),
                 pod: Some(PodName { namespace: "shop".into(), name: "cart".into(), uid: None }),
             },
+            adopted: false,
         }
     }
 

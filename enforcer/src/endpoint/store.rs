@@ -66,6 +66,18 @@ impl Store {
         }
     }
 
+    /// Removes every endpoint, readable or not.
+    pub fn clear(&self) -> Result<(), StoreError> {
+        let io_error = |source| StoreError::Io { path: self.directory.clone(), source };
+        for entry in fs::read_dir(&self.directory).map_err(io_error)? {
+            let path = entry.map_err(io_error)?.path();
+            if path.extension().is_some_and(|e| e == "json") {
+                fs::remove_file(&path).map_err(|source| StoreError::Io { path, source })?;
+            }
+        }
+        Ok(())
+    }
+
     /// Names come from outside; a digest cannot leave the directory.
     fn path(&self, attachment: &AttachmentId) -> PathBuf {
         let digest = Sha256::digest(format!("{}\0{}", attachment.container, attachment.ifname));
@@ -115,5 +127,8 @@ mod tests {
         store.remove(&first.attachment).expect("removed");
         store.remove(&first.attachment).expect("removing twice is no error");
         assert_eq!(store.load().expect("loaded").0.len(), 1);
+
+        store.clear().expect("cleared");
+        assert!(store.load().is_ok_and(|(endpoints, errors)| endpoints.is_empty() && errors.is_empty()));
     }
 }

@@ -34,7 +34,7 @@ use crate::{
         object::{Key, Kind, Labels, NetworkPolicy, Node, Object, ObjectRef, Pod, Selector},
     },
     metrics::{Meters, exposition},
-    source::Problem,
+    source::{Place, Problem},
 };
 
 /// Far longer than anything here takes; bounds a test that would hang.
@@ -74,6 +74,7 @@ fn pod(namespace: &str, node: &str, labels: &Labels) -> Pod {
         ips: [].into(),
         ports: [].into(),
         workload: None,
+        uid: None,
     }
 }
 
@@ -89,8 +90,7 @@ fn what_is_wrong_is_told_about_the_object_that_is_concerned() {
         &[("bad", &["spec.egress[0]: no", "spec.egress[1]: nor this"]), ("good", &[])],
     );
     let problem = |object: Option<ObjectRef>, message: &str| Problem {
-        file: "a.yaml".into(),
-        line: 3,
+        place: Place::File { path: "a.yaml".into(), line: 3 },
         object,
         field: Some("spec.ports[0]".into()),
         message: message.into(),

@@ -181,6 +181,7 @@ impl Bench {
                     mac: [2; 6],
                     addresses: pod.ips.iter().copied().collect(),
                     adopted: false,
+                    silent: false,
                 };
                 bench.locals.insert(local.ifindex, local);
             }

@@ -12,6 +12,7 @@
 pub mod bpf;
 pub mod compiler;
 pub mod cpu;
+pub mod crowd;
 pub mod kernel;
 pub mod latency;
 pub mod live;

@@ -15,7 +15,7 @@ use crate::{
 };
 
 /// What was under way when a change came into force has arrived by then, on a loaded machine.
-const UNDER_WAY: Duration = Duration::from_millis(100);
+pub const UNDER_WAY: Duration = Duration::from_millis(100);
 
 pub fn fragments_follow_the_verdict(stage: &Stage) {
     set_egress(stage, &json!([{"to": [pods("copy", "a"), pods("app", "local")]}]));
@@ -68,13 +68,18 @@ pub fn an_old_conversation_is_no_way_to_a_new_backend(stage: &Stage) {
     assert!(answered(), "the new backend is allowed");
 }
 
-/// Conversations of both kinds with far-a, far-b and local, through every door, in both families.
-type Live = Vec<((&'static str, Door, Family), Stream, Conversation)>;
+/// Conversations of both kinds with several Services, through every door, in both families.
+pub type Live = Vec<((&'static str, Door, Family), Stream, Conversation)>;
 
 fn converse(stage: &Stage) -> Live {
+    converse_with(stage, &["shop/far-a", "shop/far-b", "shop/local"])
+}
+
+pub fn converse_with(stage: &Stage, services: &[&'static str]) -> Live {
     let client = stage.pod("client");
-    let services = ["shop/far-a", "shop/far-b", "shop/local"].into_iter();
     let ways = services
+        .iter()
+        .copied()
         .flat_map(|service| DOORS.map(|door| (service, door)))
         .flat_map(|(service, door)| Family::BOTH.map(|family| (service, door, family)));
     let begin = |(service, door, family)| {

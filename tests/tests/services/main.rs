@@ -4,6 +4,7 @@
 //! with traffic that it does not.
 #![expect(clippy::unwrap_used, reason = "tests")]
 
+mod adopted;
 mod edges;
 mod egress;
 mod flat;

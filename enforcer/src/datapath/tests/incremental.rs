@@ -79,6 +79,7 @@ impl Interfaces {
                 mac: [2; 6],
                 addresses: index.pod(pod).map(|pod| index.addresses(pod)).unwrap_or_default(),
                 adopted: false,
+                silent: false,
             };
             if !self.up.contains_key(&ifindex) && random.chance(80) {
                 self.up.insert(ifindex, local());

@@ -145,7 +145,10 @@ fn locals() -> BTreeMap<u32, Local> {
         .map(|(ifindex, name, address)| {
             let addresses = [address.parse().expect("address")].into();
             let pod = Some(Key::new("shop", name));
-            (ifindex, Local { id: ifindex, ifindex, pod, mac: [2; 6], addresses, adopted: false })
+            (
+                ifindex,
+                Local { id: ifindex, ifindex, pod, mac: [2; 6], addresses, adopted: false, silent: false },
+            )
         })
         .into()
 }

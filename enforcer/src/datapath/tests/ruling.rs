@@ -53,7 +53,18 @@ fn the_maps_are_read_as_the_compiler_means_them() {
                 let addresses = simulator.index().pod(pod).map(|pod| simulator.index().addresses(pod));
                 let addresses = addresses.unwrap_or_default();
                 let pod = Some(pod.clone());
-                (ifindex, Local { id: ifindex, ifindex, pod, mac: [2; 6], addresses, adopted: false })
+                (
+                    ifindex,
+                    Local {
+                        id: ifindex,
+                        ifindex,
+                        pod,
+                        mac: [2; 6],
+                        addresses,
+                        adopted: false,
+                        silent: false,
+                    },
+                )
             })
             .collect();
         let plan = tables.plan_whole(&compiled, &locals).expect("planned");

@@ -169,8 +169,15 @@ fn addresses_of_local_pods_name_their_interface_and_no_others_do() {
 }
 
 fn crowd(ids: impl Iterator<Item = u32>) -> BTreeMap<u32, Local> {
-    let local =
-        |id| Local { id, ifindex: 1000 + id, pod: None, mac: [2; 6], addresses: [].into(), adopted: false };
+    let local = |id| Local {
+        id,
+        ifindex: 1000 + id,
+        pod: None,
+        mac: [2; 6],
+        addresses: [].into(),
+        adopted: false,
+        silent: false,
+    };
     ids.map(|id| (1000 + id, local(id))).collect()
 }
 

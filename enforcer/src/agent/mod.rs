@@ -125,27 +125,10 @@ pub async fn run(settings: Settings) -> anyhow::Result<()> {
                 surveyor.done();
                 node.take_in(survey);
             }
-            command = commands.recv() => match command.context("the socket's task ended")? {
-                Command::Cni(request, answer) => match *request {
-                    CniRequest::Add { attachment, sandbox } => {
-                        admission.add(attachment, sandbox, &around.source, answer);
-                        admission.retry(&mut node, &around.source);
-                    }
-                    request => {
-                        if let CniRequest::Del { attachment } = &request {
-                            admission.forget(attachment);
-                        }
-                        let _ = answer.send(node.answer(request)); // the client may have gone
-                    }
-                },
-                Command::Status(answer) => _ = answer.send(Status::of(&node, &settings, &around)),
-                Command::Alive(answer) => _ = answer.send(()),
-                Command::Examine(question, answer) => _ = answer.send(node.examine(*question)),
-                Command::Survey(answer) => {
-                    let (index, of) = (node.index.unclaimed(), node.compiler.settings().clone());
-                    let _ = answer.send(Survey { index, settings: of, status: Status::of(&node, &settings, &around) });
-                }
-            },
+            command = commands.recv() => {
+                let command = command.context("the socket's task ended")?;
+                answer(command, &mut node, &mut admission, &settings, &around);
+            }
             () = tokio::task::yield_now(), if node.is_adopting() => node.go_on_adopting(),
             _ = clock.tick() => {
                 match netlink.links().await {
@@ -173,4 +156,37 @@ pub async fn run(settings: Settings) -> anyhow::Result<()> {
     drop((arrivals, around)); // ends the source, and lets the flow log be written out
     flows.stop().await;
     Ok(())
+}
+
+/// What the socket and the HTTP server want to know or to have done.
+fn answer(
+    command: Command,
+    node: &mut Node,
+    admission: &mut Admission,
+    settings: &Settings,
+    around: &Around,
+) {
+    // Whoever asked may have gone; then nobody hears the answer.
+    match command {
+        Command::Cni(request, answer) => match *request {
+            CniRequest::Add { attachment, sandbox } => {
+                admission.add(attachment, sandbox, &around.source, answer);
+                admission.retry(node, &around.source);
+            }
+            request => {
+                if let CniRequest::Del { attachment } = &request {
+                    admission.forget(attachment);
+                }
+                let _ = answer.send(node.answer(request));
+            }
+        },
+        Command::Status(answer) => _ = answer.send(Status::of(node, settings, around)),
+        Command::Alive(answer) => _ = answer.send(()),
+        Command::Examine(question, answer) => _ = answer.send(node.examine(*question)),
+        Command::Survey(answer) => {
+            let (index, of) = (node.index.unclaimed(), node.compiler.settings().clone());
+            let status = Status::of(node, settings, around);
+            let _ = answer.send(Survey { index, settings: of, status });
+        }
+    }
 }

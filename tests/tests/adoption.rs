@@ -11,7 +11,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use bulkhead::datapath::programs::Programs;
+use bulkhead::datapath::removal::remove_all;
 use lab::{
     Family, Lab, Outcome, Plan, Pod, PodSpec, Stream, Transport, agent::Agent, matrix::SETTLES_WITHIN,
     probe::attempt, until,
@@ -169,7 +169,7 @@ fn streams_of_before_survive_installation_restart_and_uninstallation_or_are_cut(
     lab.settle().unwrap();
     lab.agents().iter().for_each(Agent::kill9);
     for agent in lab.agents() {
-        Programs::remove_all(agent.bpffs()).unwrap();
+        assert_eq!(remove_all(agent.bpffs()).failed.len(), 0);
         assert!(!agent.bpffs().exists());
     }
     webs.notice_nothing(&lab);
@@ -229,7 +229,7 @@ fn when_everything_was_wiped_while_no_agent_ran_streams_survive_or_are_cut_as_by
     let webs = Talk::begin(&lab, &["shop/web-near", "shop/web-far"]);
     lab.agents().iter().for_each(Agent::kill9);
     for (agent, node) in lab.agents().iter().zip(lab.nodes()) {
-        Programs::remove_all(agent.bpffs()).unwrap();
+        assert_eq!(remove_all(agent.bpffs()).failed.len(), 0);
         // Their own state is enough.
         fs::remove_dir_all(node.dir().join("cni-cache")).unwrap();
     }

@@ -104,8 +104,7 @@ pub struct Health {
     pub last_written: Written,
     /// Why the kernel is not up to date: endpoints keep their last complete rule sets (semantics 42).
     pub error: Option<String>,
-    /// Interfaces on which a program was missing and is back, and pins that were, since the start.
-    pub repaired: u64,
+    /// Pins that were missing and are back, since the start.
     pub pins_restored: usize,
     /// Why pins cannot be put back: the node would not enforce on without the agent.
     pub pins_missing: Option<String>,
@@ -236,7 +235,6 @@ impl Node {
                 self.meters.repaired();
             }
             let error = repaired.err().map(|error| error_chain(&error));
-            self.health.repaired += u64::from(error.is_none());
             tracing::error!(ifname = host_ifname, error, "a program was missing on a pod's interface");
         }
     }

@@ -163,7 +163,9 @@ impl Node {
         let again = self.ways.iter().any(|way| way.interface == interface.name && way.error.is_empty());
         tracing::info!(interface = interface.name, again, "a way to other nodes");
         self.programs.attach(Role::Overlay, &interface.name, index).map_err(|error| error_chain(&error))?;
-        self.health.repaired += u64::from(again);
+        if again {
+            self.meters.repaired();
+        }
         Ok(())
     }
 }

@@ -120,8 +120,6 @@ pub struct Datapath {
     pub maps: BTreeMap<String, Fill>,
     /// Packets by reason since the maps were created.
     pub packets: BTreeMap<String, u64>,
-    /// Programs put back that somebody had taken off a pod's interface.
-    pub repairs: u64,
     /// Events that found the ring buffer full; connections that found the table full.
     pub lost_events: u64,
     pub lost_connections: u64,
@@ -330,8 +328,11 @@ impl Status {
             "Lost",
             format!("{} events, {} connections", self.datapath.lost_events, self.datapath.lost_connections),
         );
-        if self.datapath.repairs > 0 {
-            line("Repairs", format!("{} programs were put back on pods' interfaces", self.datapath.repairs));
+        if self.datapath.repaired > 0 {
+            line(
+                "Repairs",
+                format!("{} interfaces got back a program that was missing", self.datapath.repaired),
+            );
         }
         let packets: BTreeMap<_, _> =
             self.datapath.packets.iter().filter(|(_, n)| **n > 0).map(|(k, n)| (k.clone(), *n)).collect();
@@ -449,11 +450,10 @@ impl Datapath {
             addresses: actual.peers.len() + actual.prefixes.len(),
             services: actual.services.len(),
             maps: maps.collect(),
-            repairs: node.meters.repairs(),
             packets: packets.into_iter().map(|(reason, n)| (reason.name().to_owned(), n)).collect(),
             lost_events,
             lost_connections,
-            repaired: node.health.repaired,
+            repaired: node.meters.repairs(),
             pins_restored: node.health.pins_restored,
             pins_missing: node.health.pins_missing.clone(),
             predecessors: node.programs.predecessors().iter().map(|p| p.version).collect(),
@@ -497,12 +497,12 @@ mod tests {
 
         status.source = Source { synced: false, ..status.source };
         status.datapath.error = Some("map RULES is too small".into());
-        status.datapath.repairs = 2;
+        status.datapath.repaired = 2;
         status.not_ready = readiness(&status);
         status.ready = false;
         assert_eq!(line(&status, "Ready"), ["NO"]);
         assert_eq!(line(&status, "Not ready").len(), 4, "{}", status.render());
         assert_eq!(line(&status, "Source"), ["manifests /m: not read yet"]);
-        assert_eq!(line(&status, "Repairs"), ["2 programs were put back on pods' interfaces"]);
+        assert_eq!(line(&status, "Repairs"), ["2 interfaces got back a program that was missing"]);
     }
 }

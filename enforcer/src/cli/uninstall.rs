@@ -27,7 +27,7 @@ use crate::{
 const LETS_GO_WITHIN: Duration = Duration::from_secs(5);
 
 /// What the agent keeps in its state directory.
-const STATE: [&str; 3] = ["endpoints", "numbers.json", "numbers.next"];
+const STATE: [&str; 5] = ["boot-id", "boot-id.next", "endpoints", "numbers.json", "numbers.next"];
 
 /// Exit status: 0 nothing of bulkhead is left; 1 something is, and the output says what; 2 refused, nothing was done.
 #[derive(Clone, Debug, clap::Args)]

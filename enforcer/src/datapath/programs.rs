@@ -26,11 +26,7 @@ use aya::{
 };
 use bulkhead_ebpf::abi::names;
 
-use super::{
-    DatapathError,
-    kernel::MAP_NAMES,
-    predecessor::{Predecessor, version_of},
-};
+use super::{DatapathError, kernel::MAP_NAMES, predecessor::Predecessor};
 
 static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/bulkhead-programs"));
 
@@ -309,39 +305,6 @@ impl Programs {
             }
         }
         Ok(restored)
-    }
-
-    /// Takes off whatever an agent of any version has left under `bpffs`: links first, so that interfaces are free (after
-    /// an RCU grace period) while their programs still have all maps. No error if nothing is there; the directory itself
-    /// goes unless it is a mount.
-    pub fn remove_all(bpffs: &Path) -> Result<(), DatapathError> {
-        let pin_error = |source| DatapathError::Pin { path: bpffs.into(), source };
-        let versions = match fs::read_dir(bpffs) {
-            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
-            versions => versions.map_err(pin_error)?.collect::<Result<Vec<_>, _>>().map_err(pin_error)?,
-        };
-        let of_ours = |path: &PathBuf| version_of(path).is_some();
-        let versions: Vec<PathBuf> = versions.iter().map(fs::DirEntry::path).filter(of_ours).collect();
-        for directory in versions.iter().map(|version| version.join("links")).chain(versions.iter().cloned())
-        {
-            match fs::remove_dir_all(&directory) {
-                Err(source) if source.kind() != io::ErrorKind::NotFound => {
-                    return Err(DatapathError::Pin { path: directory, source });
-                }
-                _ => {}
-            }
-        }
-        match fs::remove_dir(bpffs) {
-            Err(error)
-                if !matches!(
-                    error.kind(),
-                    io::ErrorKind::ResourceBusy | io::ErrorKind::DirectoryNotEmpty
-                ) =>
-            {
-                Err(pin_error(error))
-            }
-            _ => Ok(()),
-        }
     }
 
     /// Swaps the code of every link in one step each: no packet meets neither or both.

@@ -76,8 +76,8 @@ fn the_chart_renders_the_same_objects_as_kustomize() {
 #[test]
 fn every_setting_of_the_agent_can_be_given_to_the_chart() {
     // Given by the manifests themselves, or of no use in a cluster.
-    let fixed =
-        ["BULKHEAD_MANIFESTS", "BULKHEAD_SOCKET", "BULKHEAD_STATE", "BULKHEAD_PLUGIN"].map(String::from);
+    let fixed = ["MANIFESTS", "KUBECONFIG", "SOCKET", "STATE", "PLUGIN", "CNI_CACHE_DIR"]
+        .map(|name| format!("BULKHEAD_{name}"));
     let command = Settings::augment_args(clap::Command::new("agent"));
     let settings: BTreeSet<_> =
         command.get_arguments().filter_map(|a| Some(a.get_env()?.to_str()?.to_owned())).collect();

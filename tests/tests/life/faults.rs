@@ -9,7 +9,7 @@ use std::{
     time::Duration,
 };
 
-use bulkhead::datapath::programs::Programs;
+use bulkhead::datapath::removal::remove_all;
 use lab::{Family, Lab, Outcome, Plan, PodSpec, Transport, probe::attempt};
 use nix::mount::{MntFlags, MsFlags, mount, umount2};
 use serde_json::{Value, json};
@@ -40,7 +40,7 @@ fn pins_that_somebody_wipes_are_put_back_and_nothing_is_open_meanwhile() {
     let shop = Shop::open(Plan::bulkhead());
     let agent = shop.lab.agent(1);
     let before = pins(agent.bpffs());
-    Programs::remove_all(agent.bpffs()).unwrap(); // as an operator's `rm -r` would
+    assert_eq!(remove_all(agent.bpffs()).failed.len(), 0); // as an operator's `rm -r` would
     let restored = |status: &Value| status["datapath"]["pinsRestored"] == before.len();
     status(agent, "puts all pins back", restored);
     assert_eq!(pins(agent.bpffs()), before);
@@ -192,7 +192,7 @@ fn after_a_restart_of_the_node_state_says_nothing_of_pods_that_are_gone() {
     };
     agent.kill9();
     // A restart leaves nothing but the disk. Interfaces of pods are gone, one by one ..
-    Programs::remove_all(agent.bpffs()).unwrap();
+    assert_eq!(remove_all(agent.bpffs()).failed.len(), 0);
     lab.node(1).netns().ip(&format!("link del {}\n", host_end(&lab, "shop/db"))).unwrap();
     lab.delete("Pod", "shop/db").unwrap();
     agent.start().unwrap();
@@ -200,7 +200,7 @@ fn after_a_restart_of_the_node_state_says_nothing_of_pods_that_are_gone() {
     assert_eq!(pods(&agent.status().unwrap()), ["shop/stays"], "{}", agent.log());
     agent.kill9();
     // .. and if another interface has the name and the number of one, its state is still of another boot.
-    Programs::remove_all(agent.bpffs()).unwrap();
+    assert_eq!(remove_all(agent.bpffs()).failed.len(), 0);
     let state = lab.node(1).dir().join("state");
     fs::write(state.join("boot-id"), "8c5e2b9a-0000-4000-8000-000000000000").unwrap();
     fs::remove_dir_all(lab.node(1).dir().join("cni-cache")).unwrap();

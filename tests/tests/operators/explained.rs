@@ -187,7 +187,7 @@ fn a_program_that_somebody_took_off_is_told_repaired_and_counted(lab: &Lab) {
         let _inside = lab.node(1).netns().enter().unwrap();
         nix::net::if_::if_nametoindex(interface.as_str()).unwrap()
     };
-    let repairs = || Ok(agent.status()?["datapath"]["repairs"].as_u64().unwrap());
+    let repairs = || Ok(agent.status()?["datapath"]["repaired"].as_u64().unwrap());
     let before = repairs().unwrap();
     // The pin is all that holds the link.
     fs::remove_file(links.join(format!("{index}-to_pod"))).unwrap();

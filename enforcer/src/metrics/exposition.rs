@@ -89,6 +89,12 @@ fn about_the_agent(registry: &mut Registry, status: &Status, meters: &Meters) {
         "Programs put back that somebody had taken off a pod's interface",
         meters.repairs.clone(),
     );
+    counter(
+        registry,
+        "pins_restored",
+        "Pins put back that were missing",
+        status.datapath.pins_restored as u64,
+    );
     registry.register("events", "Kubernetes Events by what became of them", meters.events.clone());
     let ways = Family::<StateLabels, Gauge>::default();
     for (state, judged) in [("judged", true), ("unjudged", false)] {

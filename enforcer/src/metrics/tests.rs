@@ -63,6 +63,7 @@ fn status() -> Status {
             maps: [("RULES".to_owned(), Fill { entries: 12, capacity: 100 })].into(),
             packets: [("allowed".to_owned(), 40), ("policy-denied".to_owned(), 41)].into(),
             lost_connections: 2,
+            pins_restored: 3,
             ..status::Datapath::default()
         },
         flows: status::Flows { lost_in_kernel: 11, decoded: 50, ..status::Flows::default() },
@@ -103,6 +104,7 @@ fn everything_that_is_known_is_told_under_its_name() {
         ("bulkhead_updates_total", "6"),
         ("bulkhead_update_errors_total", "1"),
         ("bulkhead_repairs_total", "1"),
+        ("bulkhead_pins_restored_total", "3"),
         (r#"bulkhead_events_total{outcome="sent"}"#, "1"),
         (r#"bulkhead_map_entries{map="RULES"}"#, "12"),
         (r#"bulkhead_map_capacity{map="RULES"}"#, "100"),

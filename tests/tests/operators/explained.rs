@@ -97,7 +97,7 @@ fn operators_are_told_what_is_open_what_was_repaired_and_what_pods_meet() {
     coverage_and_endpoints_tell_who_is_open(&lab);
     lab.manifests().restore(&untouched).unwrap();
     refresh(&lab);
-    a_program_that_somebody_took_off_is_told_repaired_and_counted(&lab);
+    a_pin_that_somebody_removed_is_back_and_counted(&lab);
     explanations_are_what_pods_meet_and_name_what_decides(&lab);
 }
 
@@ -173,7 +173,7 @@ fn explanations_are_what_pods_meet_and_name_what_decides(lab: &Lab) {
     }
 }
 
-fn a_program_that_somebody_took_off_is_told_repaired_and_counted(lab: &Lab) {
+fn a_pin_that_somebody_removed_is_back_and_counted(lab: &Lab) {
     let agent = lab.agent(1);
     let ifname = |endpoint: &Value| endpoint["interface"].as_str().unwrap().to_owned();
     let endpoints: Value = serde_json::from_slice(
@@ -187,9 +187,9 @@ fn a_program_that_somebody_took_off_is_told_repaired_and_counted(lab: &Lab) {
         let _inside = lab.node(1).netns().enter().unwrap();
         nix::net::if_::if_nametoindex(interface.as_str()).unwrap()
     };
-    let repairs = || Ok(agent.status()?["datapath"]["repaired"].as_u64().unwrap());
+    let repairs = || Ok(agent.status()?["datapath"]["pinsRestored"].as_u64().unwrap());
     let before = repairs().unwrap();
-    // The pin is all that holds the link.
+    // The agent holds the link too: nothing opens meanwhile.
     fs::remove_file(links.join(format!("{index}-to_pod"))).unwrap();
     let after = until(SETTLES_WITHIN, repairs, |repairs| *repairs > before).unwrap();
     assert_eq!(after, before + 1);

@@ -34,7 +34,6 @@ fn metrics_move_with_what_happens_and_probes_answer() {
         ("bulkhead_ready", 1.0_f64),
         ("bulkhead_source_synced", 1.0),
         ("bulkhead_kernel_up_to_date", 1.0),
-        ("bulkhead_watch_synced{kind=\"Pod\"}", 1.0),
         ("bulkhead_source_objects{kind=\"Pod\"}", 2.0),
         ("bulkhead_endpoints{state=\"not_up_to_date\"}", 0.0),
     ] {

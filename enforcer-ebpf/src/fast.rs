@@ -3,7 +3,7 @@
 //! way ([`crate::decide`]) from the start, which comes to the same verdict for these packets too.
 
 use crate::{
-    abi::{CONN_ENDED, CONN_MARKED, CONN_REPLIED, CONN_RESET, CONN_TRANSLATED, ConnKey},
+    abi::{CONN_ENDED, CONN_MARKED, CONN_REPLIED, CONN_TRANSLATED, ConnKey},
     decide::{At, Hook, Site},
     family::Family,
     flow::key,
@@ -67,7 +67,7 @@ pub fn tracked<F: Family, P: Packet, T: Tables + Addresses<F>, H: At>(
     let generation = site.policy.generation();
     let was = conn.state();
     let state = was | closing(flags, sender);
-    if conn.end(own).generation() != generation || generation == 0 || state & CONN_RESET != 0 {
+    if conn.end(own).generation() != generation || generation == 0 {
         return None;
     }
     if is_closed(state) && state & CONN_ENDED == 0 && conn.counter() == own {

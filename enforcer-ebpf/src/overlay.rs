@@ -8,9 +8,7 @@ use crate::{
     fast::Plain,
     flow::{Flow, key},
     origin::{answer, denied, is_current, is_endpoint, is_opener, late, origin},
-    packet::{
-        ETHER_IPV4, ETHER_IPV6, ETHERNET_LEN, Ethernet, Packet, TCP, TCP_ACK, TCP_FIN, TCP_RST, TCP_SYN, UDP,
-    },
+    packet::{ETHER_IPV4, ETHER_IPV6, ETHERNET_LEN, Ethernet, Packet, TCP, TCP_FIN, TCP_RST, TCP_SYN, UDP},
     reason::Reason,
     tables::{Addresses, Inserted, Tables, tick},
     track::{find, insert},
@@ -62,16 +60,12 @@ fn is_judged<F: Family, P: Packet, T: Tables + Addresses<F>>(packet: &P, tables:
     };
     let (key, sender) = key::<F>(source, destination, [ports.source, ports.destination], protocol);
     let Some(conn) = Addresses::<F>::conn(tables, &key) else { return false };
-    if sender == conn.opener() {
-        if conn.state() & CONN_TRANSLATED != 0 {
-            if flags & (TCP_SYN | TCP_FIN | TCP_RST) != 0 {
-                return false;
-            }
-            conn.seen(tables.tick());
-            return is_current::<F, P, T>(packet, tables, conn, source);
+    if sender == conn.opener() && conn.state() & CONN_TRANSLATED != 0 {
+        if flags & (TCP_SYN | TCP_FIN | TCP_RST) != 0 {
+            return false;
         }
-    } else if flags & (TCP_SYN | TCP_ACK) == TCP_SYN {
-        return false; // nobody's answer
+        conn.seen(tables.tick());
+        return is_current::<F, P, T>(packet, tables, conn, source);
     }
     // Through a Service a packet may come to an entry that the pod's hook does not ask about.
     let generation = conn.end(sender).generation();

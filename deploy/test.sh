@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # The whole gate, the same at home and in CI, as root on a machine with nothing but rustup's stable
 # toolchain: installs what is missing, checks, builds, tests with real packets, and fuzzes for a moment.
-# Stops at the first step that fails and names it. On 2 cores from nothing: under 20 minutes.
+# Stops at the first step that fails and names it. On 2 cores from nothing: about half an hour.
 #
 #   BULKHEAD_FUZZ_SECONDS   per fuzz target, default 20
 #   RUST_TEST_THREADS       tests at once, default 2: each lab is several nodes, agents and probes

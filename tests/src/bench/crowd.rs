@@ -29,7 +29,7 @@ pub struct Options {
     #[arg(long, default_value_t = 20.0)]
     rate: f64,
     /// Pods to start at this rate
-    #[arg(long, default_value_t = 200)]
+    #[arg(long, default_value_t = 60)]
     starts: usize,
     /// Of the first kind at once
     #[arg(long, default_value_t = 8)]

@@ -41,6 +41,8 @@ pub struct AgentOptions {
     /// The agent keeps itself in the chain (`--chain auto`), and the runtime reads the node's configurations at every
     /// pod start; otherwise the list is complete from the beginning.
     pub keeps_chain: bool,
+    /// The flow log is written to a file; `false`: as by default, only the latest records are kept in memory.
+    pub flow_log: bool,
     /// The agent has these capabilities and no others, as in a container; `None`: all of root's.
     pub capabilities: Option<Vec<String>>,
     /// More arguments for `bulkhead agent`.
@@ -53,6 +55,7 @@ impl Default for AgentOptions {
             failure_policy: FailurePolicy::Closed,
             timeout_seconds: 10,
             keeps_chain: false,
+            flow_log: true,
             capabilities: None,
             arguments: Vec::new(),
         }
@@ -102,12 +105,15 @@ impl Agent {
             ("--bpffs", &bpffs),
             ("--socket", &dir.join("agent.sock")),
             ("--state", &dir.join("state")),
-            ("--flow-log", &dir.join("flows.jsonl")),
             ("--cni-conf-dir", &node.cni_configurations()),
             ("--cni-bin-dir", &node.cni_plugins()),
             ("--cni-cache-dir", &dir.join("cni-cache")),
         ] {
             arguments.extend([flag.to_owned(), path.display().to_string()]);
+        }
+        if options.flow_log {
+            let file = dir.join("flows.jsonl").display().to_string();
+            arguments.extend(["--flow-log".to_owned(), file]);
         }
         if options.keeps_chain {
             arguments.extend(["--chain", "auto"].map(String::from));

@@ -8,6 +8,7 @@ use serde_json::{Value, json};
 
 use super::RULES;
 use crate::{
+    agent::AgentOptions,
     patience::until,
     plan::Plan,
     pod::{Pod, PodSpec},
@@ -50,8 +51,10 @@ impl fmt::Display for Mode {
 /// All of them, the reference first.
 pub fn raise(family: Family) -> Result<Vec<Mode>> {
     let flat = ["flat", "flat again"].into_iter().map(|name| Mode::flat(name.to_owned()));
-    let guarded = RULES.into_iter().map(|rules| Mode::guarded(rules, family));
-    flat.chain(guarded).collect()
+    let guarded = RULES.into_iter().map(|rules| Mode::guarded(rules, true, family));
+    // As an agent is by default.
+    let unlogged = std::iter::once_with(|| Mode::guarded(1, false, family));
+    flat.chain(guarded).chain(unlogged).collect()
 }
 
 impl Mode {
@@ -59,11 +62,15 @@ impl Mode {
         Self::start(name, Plan::flat().raise()?)
     }
 
-    fn guarded(rules: usize, family: Family) -> Result<Self> {
-        let lab = Plan::bulkhead().raise()?;
+    fn guarded(rules: usize, flow_log: bool, family: Family) -> Result<Self> {
+        let lab = Plan::bulkhead().agent(AgentOptions { flow_log, ..AgentOptions::default() }).raise()?;
         lab.namespace("bench", &[])?;
         lab.manifests().write(&policy(rules))?;
-        let name = if rules == 1 { "1 rule".to_owned() } else { format!("{rules} rules") };
+        let name = match rules {
+            1 if !flow_log => "no flow log".to_owned(),
+            1 => "1 rule".to_owned(),
+            rules => format!("{rules} rules"),
+        };
         let mut mode = Self::start(name, lab)?;
         mode.check_verdicts(family)?;
         mode.rules = Some(mode.rules_in_kernel()?);

@@ -36,7 +36,7 @@ pub struct Observation {
     pub aggregated: u32,
     /// `None`: the frame is neither IPv4 nor IPv6, or not readable.
     pub packet: Option<Packet>,
-    /// Source and destination; `None` for records that the agent makes itself.
+    /// Opener's and peer's; `None` for records that the agent makes itself.
     pub macs: Option<[[u8; 6]; 2]>,
 }
 
@@ -64,7 +64,7 @@ pub enum Hook {
     ToOverlay,
 }
 
-/// Source and destination, of a packet or from opener to peer.
+/// Opener's and peer's side, whichever way the packet went.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Packet {
     pub addresses: [IpAddr; 2],
@@ -77,8 +77,11 @@ pub struct Packet {
 
 impl Packet {
     pub fn has_port(&self, port: u16) -> bool {
-        let has_ports = self.protocol != ICMP && self.protocol != ICMP6;
-        has_ports && self.ports.contains(&port)
+        !self.is_icmp() && self.ports.contains(&port)
+    }
+
+    const fn is_icmp(&self) -> bool {
+        matches!(self.protocol, ICMP | ICMP6)
     }
 }
 
@@ -149,16 +152,32 @@ impl Observation {
                 tcp_flags: event.tcp_flags,
             }),
             macs: Some([event.source_mac, event.destination_mac]),
-        })
+        }
+        .opener_first())
     }
 
-    /// A packet's local side follows from where it was seen; a connection's from its direction.
+    /// The last packets of a connection and the attempts to begin it again are one thing to a reader (and one entry
+    /// in the kernel's drop counts): told from the opener, whichever way this packet went.
+    fn opener_first(mut self) -> Self {
+        if self.is_reply == Some(true) {
+            if let Some(packet) = &mut self.packet {
+                packet.addresses.reverse();
+                if !packet.is_icmp() {
+                    packet.ports.reverse();
+                }
+            }
+            if let Some(macs) = &mut self.macs {
+                macs.reverse();
+            }
+        }
+        self
+    }
+
     pub fn local(&self) -> Side {
-        let from_local = match (self.kind, self.hook) {
-            (Kind::New | Kind::Drop, Some(hook)) => hook != Hook::ToPod,
-            _ => self.direction == Direction::Egress,
-        };
-        if from_local { Side::Source } else { Side::Destination }
+        match self.direction {
+            Direction::Egress => Side::Source,
+            Direction::Ingress => Side::Destination,
+        }
     }
 }
 

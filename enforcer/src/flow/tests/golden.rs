@@ -130,6 +130,25 @@ fn a_denied_connection_names_the_policies_that_isolate() {
 }
 
 #[test]
+fn a_late_packet_of_a_cut_connection_is_told_as_the_attempt_that_it_answers() {
+    let attempt = dropped();
+    let late = Event {
+        source: attempt.destination,
+        destination: attempt.source,
+        source_port_be: attempt.destination_port_be,
+        destination_port_be: attempt.source_port_be,
+        source_mac: attempt.destination_mac,
+        destination_mac: attempt.source_mac,
+        hook: abi::HOOK_FROM_POD,
+        is_reply: 1,
+        ..attempt
+    };
+    let mut want = line(flow(&attempt));
+    want["flow"]["is_reply"] = json!(true);
+    assert_eq!(line(flow(&late)), want);
+}
+
+#[test]
 fn a_drop_that_no_policy_made_is_a_drop_event_over_ipv6_too() {
     let mut told = line(flow(&Event {
         source: INTRUDER6,

@@ -2,7 +2,7 @@
 
 use std::{hash::Hash, net::IpAddr};
 
-use bulkhead_ebpf::abi::{ConnKey, DropKey};
+use bulkhead_ebpf::abi::{ConnKey, DROP_EVENT_TICKS, DropCount, DropKey};
 
 use super::node::{Node, error_chain};
 use crate::{
@@ -28,13 +28,19 @@ impl Node {
 
     /// A flood that has ended leaves a count behind that no further packet reports.
     fn sweep_drops(&mut self, flows: &Pipeline) {
-        let drops = self.tables.kernel().drops();
+        let maps = self.tables.kernel();
         let now = sweep::tick(clock::monotonic());
-        let silent: Vec<_> = drops
-            .iter()
-            .filter_map(Result::ok)
-            .filter(|(_, count)| now.saturating_sub(count.tick) > 2 * bulkhead_ebpf::abi::DROP_EVENT_TICKS)
-            .collect();
+        let mut silent = Vec::new();
+        for entry in maps.drop_counts() {
+            match entry {
+                Ok((key, count)) if now.saturating_sub(count.tick) > 2 * DROP_EVENT_TICKS => {
+                    silent.push((key, count));
+                }
+                Ok(_) => {}
+                Err(error) => tracing::warn!(error = error_chain(&error), "drop counts may stay"),
+            }
+        }
+        let drops = maps.drops();
         for (key, count) in silent {
             let _ = drops.remove(&key); // evicted meanwhile
             if count.count > 0 {
@@ -44,7 +50,7 @@ impl Node {
     }
 }
 
-fn report_drops(flows: &Pipeline, key: &DropKey, count: bulkhead_ebpf::abi::DropCount) {
+fn report_drops(flows: &Pipeline, key: &DropKey, count: DropCount) {
     if let Err(error) = flows.suppressed(key, count) {
         tracing::warn!(%error, "a drop count cannot be read");
     }
@@ -56,8 +62,15 @@ where
     ConnKey<A>: aya::Pod,
 {
     let now = std::time::Duration::from_nanos(clock::monotonic());
-    let idle: Vec<_> =
-        table.entries().filter(|(key, conn)| sweep::expired(key.protocol, conn, now)).collect();
+    let mut idle = Vec::new();
+    for entry in table.entries() {
+        match entry {
+            Ok((key, conn)) if sweep::expired(key.protocol, &conn, now) => idle.push((key, conn)),
+            Ok(_) => {}
+            // The programs keep the table within bounds without us.
+            Err(error) => tracing::warn!(error = error_chain(&error), "idle connections may stay"),
+        }
+    }
     for (key, seen) in idle {
         // Looked at again: a packet may have come since, and a live connection must not lose its entry.
         let Some(conn) = table.get(&key).filter(|conn| conn.last_seen == seen.last_seen) else { continue };

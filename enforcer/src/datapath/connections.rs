@@ -2,10 +2,10 @@
 
 use std::io;
 
-use aya::maps::{HashMap, MapData, MapError};
+use aya::maps::{HashMap, IterableMap, MapData, MapError};
 use bulkhead_ebpf::abi::{CONN_COUNTER, CONN_TRANSLATED, Conn, ConnKey};
 
-use super::{DatapathError, kernel::absent_is_gone};
+use super::{DatapathError, batch, kernel::absent_is_gone};
 
 /// One family's connection table.
 pub struct ConnTable<'a, A>(&'a mut HashMap<MapData, ConnKey<A>, Conn>)
@@ -20,9 +20,9 @@ where
         Self(map)
     }
 
-    /// Entries as they are while others come and go; one may be missed or seen twice.
-    pub fn entries(&self) -> impl Iterator<Item = (ConnKey<A>, Conn)> {
-        self.0.iter().filter_map(Result::ok)
+    /// Entries as they are while others come and go: see [`batch::entries`].
+    pub fn entries(&self) -> impl Iterator<Item = Result<(ConnKey<A>, Conn), DatapathError>> {
+        batch::entries(self.0.map())
     }
 
     pub fn get(&self, key: &ConnKey<A>) -> Option<Conn> {

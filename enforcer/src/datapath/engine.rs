@@ -125,7 +125,7 @@ impl KernelEngine {
             return Ok(Side { verdict, by: "own address".to_owned() });
         }
         let by = match verdict {
-            Verdict::Allow => evaluate::allowed_by(&node.granted(own.address), direction),
+            Verdict::Allow => evaluate::allowed_by(&node.granted(own.address)?, direction),
             Verdict::Deny => node.denied(&endpoint.pod, other.address, direction, (flow.protocol, flow.port)),
         };
         Ok(Side { verdict, by })
@@ -200,21 +200,19 @@ impl NodeKernel {
     }
 
     /// Why the connection that was just tracked may pass, at the end of this address.
-    fn granted(&mut self, own: IpAddr) -> Vec<Grant> {
+    fn granted(&mut self, own: IpAddr) -> Result<Vec<Grant>, DatapathError> {
         let maps = self.tables.kernel();
-        let v4 = maps
-            .conns_v4()
-            .entries()
-            .find_map(|(key, conn)| own_rule(&key.addresses.map(IpAddr::from), &conn, own));
-        let rule = v4.or_else(|| {
-            maps.conns_v6()
-                .entries()
-                .find_map(|(key, conn)| own_rule(&key.addresses.map(IpAddr::from), &conn, own))
-        });
-        rule.and_then(|rule| self.tables.numbers().grants.value(rule))
-            .map(|grant| Grant::clone(grant))
-            .into_iter()
-            .collect()
+        let mut rule = None;
+        for entry in maps.conns_v4().entries() {
+            let (key, conn) = entry?;
+            rule = rule.or(own_rule(&key.addresses.map(IpAddr::from), &conn, own));
+        }
+        for entry in maps.conns_v6().entries() {
+            let (key, conn) = entry?;
+            rule = rule.or(own_rule(&key.addresses.map(IpAddr::from), &conn, own));
+        }
+        let grant = rule.and_then(|rule| self.tables.numbers().grants.value(rule));
+        Ok(grant.map(|grant| Grant::clone(grant)).into_iter().collect())
     }
 
     fn denied(&self, pod: &Key, other: IpAddr, direction: Direction, (protocol, port): (u8, u16)) -> String {
@@ -230,10 +228,10 @@ impl NodeKernel {
     /// The next probe must not ride on this one's connection.
     fn forget_connections(&mut self) -> Result<(), DatapathError> {
         let maps = self.tables.kernel();
-        let keys: Vec<_> = maps.conns_v4().entries().map(|(key, _)| key).collect();
-        keys.iter().try_for_each(|key| maps.conns_v4().remove(key))?;
-        let keys: Vec<_> = maps.conns_v6().entries().map(|(key, _)| key).collect();
-        keys.iter().try_for_each(|key| maps.conns_v6().remove(key))
+        let keys: Vec<_> = maps.conns_v4().entries().collect::<Result<_, _>>()?;
+        keys.iter().try_for_each(|(key, _)| maps.conns_v4().remove(key))?;
+        let keys: Vec<_> = maps.conns_v6().entries().collect::<Result<_, _>>()?;
+        keys.iter().try_for_each(|(key, _)| maps.conns_v6().remove(key))
     }
 }
 

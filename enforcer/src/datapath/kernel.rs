@@ -21,7 +21,7 @@ use bulkhead_ebpf::{
 use ipnetwork::IpNetwork;
 
 use super::{
-    DatapathError,
+    DatapathError, batch,
     connections::ConnTable,
     image::{Image, Op, Rule, ServiceAddress},
     sizes::Sizes,
@@ -107,6 +107,11 @@ impl Maps {
 
     pub fn drops(&mut self) -> &mut HashMap<MapData, DropKey, DropCount> {
         &mut self.drops
+    }
+
+    /// See [`batch::entries`].
+    pub fn drop_counts(&self) -> impl Iterator<Item = Result<(DropKey, DropCount), DatapathError>> {
+        batch::entries(self.drops.map())
     }
 
     /// A record that admits nothing, for an endpoint that is to keep this mark; one that has a record keeps it.

@@ -3,6 +3,7 @@
 //! ```text
 //! compiled ─▶ transition (numbers) ─▶ ops ─▶ kernel (maps)          programs (pins, links)
 //! ```
+mod batch;
 pub mod bpffs;
 pub mod connections;
 pub mod engine;
@@ -70,6 +71,8 @@ pub enum DatapathError {
     Map(#[from] MapError),
     #[error("link: {0}")]
     Link(aya::programs::links::LinkError),
+    #[error("a table cannot be read through")]
+    Walk(#[source] io::Error),
     #[error("cannot write {op}")]
     Write { op: String, source: MapError },
     #[error("cannot pin {path}")]

@@ -6,10 +6,10 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use aya::maps::{Array, HashMap, Map, MapData};
+use aya::maps::{Array, HashMap, IterableMap, Map, MapData};
 use bulkhead_ebpf::abi::{Conn, ConnKey, ConnKey4, ConnKey6, Endpoint, names};
 
-use super::{DatapathError, connections::ConnTable, kernel::Maps};
+use super::{DatapathError, batch, connections::ConnTable, kernel::Maps};
 
 /// Versions whose `ENDPOINTS` and `CONNS` maps are laid out as ours are; to be thought of with every change of
 /// `abi.rs`. Connections of others are learnt from the pods' sockets.
@@ -96,7 +96,8 @@ where
     ConnKey<A>: aya::Pod,
 {
     let mut carried = 0;
-    for (key, conn) in from.iter().filter_map(Result::ok) {
+    for entry in batch::entries(from.map()) {
+        let (key, conn): (_, Conn) = entry?;
         let conn = Conn { ends: Default::default(), ..conn };
         carried += u64::from(to.learn(&key, &conn, replace)?);
     }

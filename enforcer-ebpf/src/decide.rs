@@ -271,9 +271,9 @@ fn judge<F: Family, P: Packet, T: Tables + Addresses<F>, H: At>(
         return Ok(later_fragment(site, flow)?);
     }
     flow.transport(packet, false)?;
-    if !flow.is_plain() {
-        site.settle(flow);
-    }
+    // Always: what follows is the largest part of the program, and the verifier would go through it once for every
+    // way in which a packet can be read.
+    site.settle(flow);
     if flow.protocol == F::ICMP
         && let Some(reason) = F::discovery(packet, site, flow)?
     {

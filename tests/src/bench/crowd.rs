@@ -1,4 +1,5 @@
-//! A full node: how long it takes to adopt its pods, and what ADD takes longer while pods start at a steady rate.
+//! A full node: how long it takes to adopt its pods, and what ADD takes longer while pods start at a steady rate, beside
+//! the same starts on the same node before bulkhead is installed.
 //!
 //! Checked of each start, not timed: its first packet to a pod that it may not reach is not answered, and one that it may
 //! reach answers.
@@ -69,28 +70,31 @@ pub fn run(options: &Options) -> Result<()> {
         lab.start_pods(some.iter().cloned())?;
     }
     lab.apply(POLICIES)?;
+    println!("flannel alone");
+    report(&start_all(&lab, "flat", options)?);
 
+    println!("bulkhead");
     let installing = Instant::now();
     lab.install()?;
     lab.adopted()?;
     let running = lab.agent(1).status()?["running"].clone();
     println!(
-        "adopted      {} pods in {} ms, {:.1} s after the agent's start; {} connections",
+        "  adopted      {} pods in {} ms, {:.1} s after the agent's start; {} connections",
         running["adopted"],
         running["tookMillis"],
         installing.elapsed().as_secs_f64(),
         running["imported"]
     );
-    let started = start_all(&lab, options)?;
+    let started = start_all(&lab, "late", options)?;
     report(&started);
     let wrong = |outcome: fn(&Started) -> bool| started.iter().filter(|started| outcome(started)).count();
     let (unprotected, cut) = (wrong(|s| s.guarded != Outcome::Silent), wrong(|s| s.open != Outcome::Reached));
     ensure!(unprotected == 0 && cut == 0, "{unprotected} pods unprotected, {cut} without network");
-    println!("of these     none unprotected, none without network");
+    println!("  of these     none unprotected, none without network");
     Ok(())
 }
 
-fn start_all(lab: &Lab, options: &Options) -> Result<Vec<Started>> {
+fn start_all(lab: &Lab, name: &str, options: &Options) -> Result<Vec<Started>> {
     let to = |name: &str| SocketAddr::new(lab.pod(&format!("crowd/{name}")).ip(Family::V4), 80);
     let (guarded, open) = (to("guarded"), to("open"));
     let began = Instant::now();
@@ -99,7 +103,7 @@ fn start_all(lab: &Lab, options: &Options) -> Result<Vec<Started>> {
             .map(|number| {
                 let due = Duration::from_secs_f64(f64::from(u32::try_from(number)?) / options.rate);
                 thread::sleep(due.saturating_sub(began.elapsed()));
-                Ok(scope.spawn(move || start(lab, number, guarded, open)))
+                Ok(scope.spawn(move || start(lab, &format!("crowd/{name}-{number}"), guarded, open)))
             })
             .collect::<Result<_>>()?;
         starts
@@ -109,21 +113,21 @@ fn start_all(lab: &Lab, options: &Options) -> Result<Vec<Started>> {
     })?;
     let seconds = began.elapsed().as_secs_f64();
     println!(
-        "started      {} pods in {seconds:.1} s: {:.1} per second",
+        "  started      {} pods in {seconds:.1} s: {:.1} per second",
         started.len(),
         f64::from(u32::try_from(started.len())?) / seconds
     );
     Ok(started)
 }
 
-fn start(lab: &Lab, number: usize, guarded: SocketAddr, open: SocketAddr) -> Result<Started> {
+fn start(lab: &Lab, key: &str, guarded: SocketAddr, open: SocketAddr) -> Result<Started> {
     let asked = Mutex::new(None);
     let act: Act<'_> = Box::new(|netns: &Netns| {
         let ask = |to, patience| attempt(netns, to, Transport::Tcp, patience);
         *asked.lock().expect("nobody else holds it") = Some((ask(guarded, SILENCE), ask(open, PATIENCE)));
     });
     let begin = Instant::now();
-    let spec = PodSpec::new(&format!("crowd/late-{number}")).label("app", "late");
+    let spec = PodSpec::new(key).label("app", "late");
     let pod = lab.start_pod_with(spec, Start { first_act: Some(act), ..Start::default() })?;
     let whole = begin.elapsed();
     let (guarded, open) = asked.into_inner()?.context("the pod did not act")?;
@@ -140,7 +144,7 @@ fn report(started: &[Started]) {
             let index = (times.len() * percent / 100).min(times.len().saturating_sub(1));
             times.get(index).map_or(0.0, |time| time.as_secs_f64() * 1e3)
         };
-        println!("{what:<13}p50 {:.1} ms, p99 {:.1} ms, most {:.1} ms", at(50), at(99), at(100));
+        println!("  {what:<13}p50 {:.1} ms, p99 {:.1} ms, most {:.1} ms", at(50), at(99), at(100));
     };
     line("added to ADD", |started| started.added);
     line("whole start", |started| started.whole);

@@ -200,6 +200,6 @@ impl Node {
     }
 }
 
-fn who(pod: &Pod, endpoint: u32) -> Who {
-    Who::Pod { key: pod.key.clone(), labels: pod.labels.clone(), workload: pod.workload.clone(), endpoint }
+fn who(pod: &Arc<Pod>, endpoint: u32) -> Who {
+    Who::Pod { pod: Arc::clone(pod), endpoint }
 }

@@ -53,7 +53,7 @@ pub enum Owner<'a> {
     ThisNode,
     /// Another node; its name if one is known.
     OtherNode(Option<&'a str>),
-    Pod(&'a Pod),
+    Pod(&'a Arc<Pod>),
     /// Several living pods claim it and nothing here tells which is right: nobody's identity may be used
     /// (semantics 32: a reused address never inherits the old identity).
     Contested,
@@ -207,8 +207,8 @@ impl Index {
         self.namespaces.values().map(Arc::as_ref)
     }
 
-    pub fn pod(&self, key: &Key) -> Option<&Pod> {
-        self.pods.get(key).map(Arc::as_ref)
+    pub fn pod(&self, key: &Key) -> Option<&Arc<Pod>> {
+        self.pods.get(key)
     }
 
     pub fn pods(&self) -> impl Iterator<Item = &Pod> {
@@ -311,7 +311,7 @@ impl Index {
             return Some(Owner::ThisNode);
         }
         let pods = || claims().filter_map(Claim::pod).filter_map(|key| self.pod(key));
-        let attached = |pod: &&Pod| self.attachments.get(&pod.key).is_some_and(|a| a.contains(&address));
+        let attached = |pod: &&Arc<Pod>| self.attachments.get(&pod.key).is_some_and(|a| a.contains(&address));
         if let Some(pod) = only(pods().filter(attached)) {
             return Some(Owner::Pod(pod));
         }

@@ -46,11 +46,11 @@ impl Filter {
         if self.namespace.is_none() && self.pod.is_none() {
             return true;
         }
-        let Who::Pod { key, .. } = &party.who else { return false };
-        self.namespace.as_ref().is_none_or(|namespace| *key.namespace == **namespace)
+        let Who::Pod { pod: of, .. } = &party.who else { return false };
+        self.namespace.as_ref().is_none_or(|namespace| *of.key.namespace == **namespace)
             && self.pod.as_ref().is_none_or(|pod| match pod.split_once('/') {
-                Some((namespace, name)) => *key.namespace == *namespace && *key.name == *name,
-                None => *key.name == **pod,
+                Some((namespace, name)) => *of.key.namespace == *namespace && *of.key.name == *name,
+                None => *of.key.name == **pod,
             })
     }
 }

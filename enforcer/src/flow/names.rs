@@ -13,7 +13,7 @@ use rpds::HashTrieMapSync;
 use crate::{
     cluster::{
         Frontend,
-        object::{Key, Labels, Workload},
+        object::{Key, Labels, Pod},
     },
     policy::model::{Grant, RuleSet},
 };
@@ -51,9 +51,8 @@ pub struct Party {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Who {
     Pod {
-        key: Key,
-        labels: Labels,
-        workload: Option<Workload>,
+        /// The index has the same one: names are for a hundred thousand of them.
+        pod: Arc<Pod>,
         /// Endpoint number if the pod is local, otherwise 0.
         endpoint: u32,
     },

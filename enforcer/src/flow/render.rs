@@ -194,13 +194,14 @@ fn endpoint(party: &Party) -> Endpoint {
         ..Endpoint::default()
     };
     match &party.who {
-        Who::Pod { key, labels, workload, endpoint } => Endpoint {
+        Who::Pod { pod, endpoint } => Endpoint {
             id: *endpoint,
             identity: party.identity,
-            namespace: key.namespace.to_string(),
-            labels: pod_labels(labels, &key.namespace),
-            pod_name: key.name.to_string(),
-            workloads: workload
+            namespace: pod.key.namespace.to_string(),
+            labels: pod_labels(&pod.labels, &pod.key.namespace),
+            pod_name: pod.key.name.to_string(),
+            workloads: pod
+                .workload
                 .iter()
                 .map(|w| Workload { name: w.name.to_string(), kind: w.kind.to_string() })
                 .collect(),

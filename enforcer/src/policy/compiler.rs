@@ -180,7 +180,7 @@ impl Compiler {
         let selects = |pod: &Pod| [&old, &new].into_iter().flatten().any(|p| p.subjects.matches(&pod.labels));
         let here = self.compiled.endpoints.range(Key::new(&key.namespace, "")..);
         let here = here.map(|(pod, _)| pod).take_while(|pod| pod.namespace == key.namespace);
-        work.endpoints.extend(here.filter(|pod| index.pod(pod).is_some_and(selects)).cloned());
+        work.endpoints.extend(here.filter(|pod| index.pod(pod).is_some_and(|pod| selects(pod))).cloned());
     }
 
     fn replace_pod_networks(&mut self, index: &Index, work: &mut Work) {

@@ -12,7 +12,7 @@ use std::{
 use anyhow::{Context, Result};
 use bulkhead::{
     cluster::{
-        Index,
+        Index, Owner,
         compact::Set,
         object::{
             IpBlock, Key, Labels, NAMESPACE_NAME_LABEL, Namespace, NetworkPolicy, Node, Object, Operator,
@@ -197,17 +197,13 @@ impl Bench {
     /// What the flow log calls every pod, as the agent tells it.
     fn names(&self) -> Names {
         let image = self.tables.actual();
-        let party = |pod: &Pod, address: IpAddr| {
-            let who = Who::Pod {
-                key: pod.key.clone(),
-                labels: pod.labels.clone(),
-                workload: pod.workload.clone(),
-                endpoint: 0,
-            };
+        let party = |pod: &Arc<Pod>, address: IpAddr| {
+            let who = Who::Pod { pod: Arc::clone(pod), endpoint: 0 };
             Party { who, identity: image.peers.get(&address).map_or(0, |peer| peer.identity), tenant: None }
         };
         let mut names = Names::default();
-        for (pod, address) in self.index.pods().flat_map(|pod| pod.ips.iter().map(move |ip| (pod, *ip))) {
+        for (address, owner) in self.index.owned_addresses() {
+            let Owner::Pod(pod) = owner else { continue };
             names.parties.set(address, Arc::new(party(pod, address)), 0);
         }
         names

@@ -51,7 +51,7 @@ impl Small {
     }
 
     fn pod(&self, name: &str) -> Pod {
-        self.index.pod(&Key::new("shop", name)).expect("a pod").clone()
+        Pod::clone(self.index.pod(&Key::new("shop", name)).expect("a pod"))
     }
 
     fn update(&mut self) -> Result<Written, DatapathError> {
@@ -105,7 +105,7 @@ fn addresses_and_prefixes_have_limits_too() {
     };
     let held = Small::with(Sizes::UNLIMITED).tables.fill().0;
     let moved = |index: &mut Index| {
-        let mut pod = index.pod(&Key::new("shop", "cart")).expect("a pod").clone();
+        let mut pod = Pod::clone(index.pod(&Key::new("shop", "cart")).expect("a pod"));
         pod.ips = ["10.244.2.99".parse().expect("an address")].into();
         index.apply(Object::Pod(pod));
     };

@@ -19,7 +19,8 @@ use super::{
 use crate::{
     cluster::{
         Frontend,
-        object::{Key, Peer, Port, Ports, Protocol, Rule, Selector, Workload},
+        compact::Set,
+        object::{Key, Peer, Pod, Port, Ports, Protocol, Rule, Selector, Workload},
     },
     policy::model::{DirectionRules, Grant, PolicyRules, RuleRef, RuleSet},
 };
@@ -43,9 +44,17 @@ const ALLOW_FRONT: u32 = 41;
 fn pod(namespace: &str, name: &str, app: &str, identity: u32, endpoint: u32) -> Arc<Party> {
     Arc::new(Party {
         who: Who::Pod {
-            key: Key::new(namespace, name),
-            labels: [("app".to_owned(), app.to_owned())].into(),
-            workload: Some(Workload { kind: "Deployment".into(), name: app.into() }),
+            pod: Arc::new(Pod {
+                key: Key::new(namespace, name),
+                uid: None,
+                labels: [("app".to_owned(), app.to_owned())].into(),
+                node: None,
+                host_network: false,
+                finished: false,
+                ips: Set::new(),
+                ports: Set::new(),
+                workload: Some(Workload { kind: "Deployment".into(), name: app.into() }),
+            }),
             endpoint,
         },
         identity,

@@ -5,7 +5,7 @@ use super::shop::{
     tcp,
 };
 use crate::{
-    cluster::object::{Key, NetworkPolicy, Object, Protocol},
+    cluster::object::{Key, NetworkPolicy, Object, Pod, Protocol},
     policy::{
         Settings, Simulator,
         model::{Direction, Entries, Grant, Identity, PortMatch, RulePeer, RuleRef, Tenancy},
@@ -125,7 +125,7 @@ fn prefixes_hold_pod_networks_blocks_exceptions_and_everything() {
 #[test]
 fn two_living_pods_with_one_address_are_nobody_until_this_node_knows() {
     let mut index = index_of(objects());
-    let Some(mut twin) = index.pod(&Key::new("shop", "web")).cloned() else { panic!("the shop has a web") };
+    let mut twin = Pod::clone(index.pod(&Key::new("shop", "web")).expect("the shop has a web"));
     twin.key = Key::new("ops", "twin");
     index.apply(Object::Pod(twin));
     let address = "10.244.1.10".parse().expect("an address");

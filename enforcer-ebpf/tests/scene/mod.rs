@@ -155,8 +155,7 @@ pub fn prefixes() -> Vec<(u32, IpAddr, Peer)> {
     .to_vec()
 }
 
-pub const CONFIG: Config =
-    Config { tunnel_port_be: TUNNEL.to_be_bytes(), pad: [0; 2], mark_mask: 0xfff0_0000 };
+pub const CONFIG: Config = Config { tunnel_port_be: TUNNEL.to_be_bytes(), lets: 0, mark_mask: 0xfff0_0000 };
 /// A's rules, and the same under another number; a set without rules is any other number.
 pub const RULES_A: u32 = 1;
 pub const RULES_A_AGAIN: u32 = 4;

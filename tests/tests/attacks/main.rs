@@ -6,6 +6,7 @@ mod frame;
 mod lawful;
 mod link;
 mod network;
+mod ordinary;
 mod proof;
 mod stage;
 mod transport;

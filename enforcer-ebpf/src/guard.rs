@@ -109,7 +109,7 @@ pub fn first_fragment<F: Family>(flow: &Flow<F>) -> Result<(), Reason> {
     if !(flow.end - flow.at).is_multiple_of(8) {
         return Err(Reason::InvalidHeader);
     }
-    if flow.protocol != flow.fragment_protocol { Err(Reason::ExtensionHeaders) } else { Ok(()) }
+    if flow.protocol == flow.fragment_protocol { Ok(()) } else { Err(Reason::ExtensionHeaders) }
 }
 
 /// Protocols that are not a pod's to speak: tunnels that a node would unwrap, and DHCP in a server's part.
@@ -118,7 +118,7 @@ pub fn services<F: Family, T: Tables + Addresses<F>, H: At>(
     site: &Site<T, H>,
     flow: &Flow<F>,
 ) -> Result<(), Reason> {
-    /// IP in IP, IPv6 in IP, GRE, minimal encapsulation, IPIP, EtherIP, encapsulation, L2TP, MPLS in IP: nothing in
+    /// IP in IP, IPv6 in IP, GRE, minimal encapsulation, IPIP, Ethernet in IP, encapsulation, L2TP, MPLS in IP: nothing in
     /// them proves who sent it.
     const TUNNELS: [u8; 9] = [4, 41, 47, 55, 94, 97, 98, 115, 137];
     /// ESP and AH: these need a key. They may go to the world, where a pod may have one, and not to nodes.

@@ -237,8 +237,8 @@ pub fn six(cases: &mut Vec<Case>) {
     let (own, other) = (A.address(true), B.address(true));
     let (a, b) = (octets(own).1, octets(other).1);
     let solicited = |target: IpAddr| {
-        let [.., x, y, z] = octets(target).1;
-        ip(&format!("ff02::1:ff{x:02x}:{y:02x}{z:02x}"))
+        let [.., high, middle, low] = octets(target).1;
+        ip(&format!("ff02::1:ff{high:02x}:{middle:02x}{low:02x}"))
     };
     let to = |source, destination| Between { source, destination, ..ar };
     let option = |kind, mac: MacBytes| [&[kind, 1][..], &mac].concat();

@@ -9,7 +9,7 @@ use std::{
 use lab::{Family, Plan, until};
 
 use crate::{
-    lawful, link, network,
+    discovery, lawful, link, network,
     stage::{Attempt, LAST_PORT, Stage, Way},
     transport,
 };
@@ -24,7 +24,7 @@ fn attempts(stage: &Stage) -> Vec<(usize, Attempt)> {
         let link = match (way.near, way.family) {
             (true, _) => link::attempts(way),
             (false, Family::V4) => Vec::new(),
-            (false, Family::V6) => link::discovery_far(way),
+            (false, Family::V6) => discovery::far(way),
         };
         [link, network::attempts(way), transport::attempts(way)].into_iter().flatten().collect::<Vec<_>>()
     };

@@ -67,7 +67,7 @@ fn place(lab: &Lab, backends: [IpAddr; 2], port: u16) {
     lab.sync_proxies().unwrap();
 }
 
-/// Who may write EndpointSlices lets a Service lead to a node's tunnel: kube-proxy would send on what a pod sends there.
+/// Who may write `EndpointSlices` lets a Service lead to a node's tunnel: kube-proxy would send on what a pod sends there.
 #[test]
 fn a_service_is_no_way_into_the_tunnel() {
     for enforced in [false, true] {

@@ -22,7 +22,7 @@ use bulkhead_ebpf::{
     },
     decide::{Hook, decide},
     host::Frame,
-    packet::{TCP, TCP_ACK, TCP_SYN},
+    packet::{TCP_ACK, TCP_SYN},
     reason::{REASONS, Reason},
 };
 use proptest::{

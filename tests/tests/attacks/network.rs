@@ -110,10 +110,13 @@ fn destinations(way: &Way) -> Vec<Attempt> {
     let group = |(ip, mac): &(&str, Mac)| to(ip.parse().unwrap(), *mac, 5353);
     let all: IpAddr = all.parse().unwrap();
     let echo = Packet::echo_request(way.me.ip, all, 9).bytes();
+    let (server, client) = if way.family == Family::V4 { (67, 68) } else { (547, 546) };
+    let offer = Packet::udp(way.me.at(server), (all, client).into(), b"take this address").bytes();
+    let offer = ethernet(BROADCAST, way.me.mac, kind(&offer), &offer);
     vec![
         Attempt::new("to a group", "multicast", groups.iter().map(group).collect()),
         Attempt::new("to everybody", "multicast", vec![to(all, BROADCAST, 53)]),
-        Attempt::new("a DHCP offer to everybody", "multicast", vec![to(all, BROADCAST, 68)]),
+        Attempt::new("a DHCP offer to everybody", "multicast", vec![offer]),
         Attempt::new(
             "an echo request to everybody",
             "multicast",
@@ -344,6 +347,14 @@ fn lengths(way: &Way) -> Vec<Attempt> {
             )
             .lost_anyway(!way.near),
             Attempt::new("a payload length of zero", "truncated", vec![edit(&|b| b[4..6].fill(0))]),
+            // RFC 2675: the option says 64 KiB.
+            Attempt::new("a jumbogram that is none", "truncated", {
+                let mut frame =
+                    way.send(&behind(&[(HOP_BY_HOP, &[0xc2, 4, 0, 1, 0, 0])], &way.datagram(40_015)));
+                frame[14 + 4..14 + 6].fill(0);
+                vec![frame]
+            })
+            .lost_anyway(!way.near),
         ],
     };
     either.into_iter().chain(lies).chain(own).collect()

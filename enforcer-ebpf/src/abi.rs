@@ -8,7 +8,7 @@ use core::mem::{offset_of, size_of};
 
 /// Raised with every change of this file; pins live in a directory per version, and maps pinned under
 /// another version are rebuilt, never reinterpreted.
-pub const ABI_VERSION: u32 = 2;
+pub const ABI_VERSION: u32 = 3;
 
 /// One local pod's interface. Map `ENDPOINTS` (ARRAY): slot `ifindex % ENDPOINT_SLOTS`, valid only if
 /// `ifindex` is equal too; an endpoint whose slot is taken lives in `ENDPOINTS_SPILL` (HASH by ifindex).
@@ -113,6 +113,8 @@ pub const IDENTITY_REMOTE_NODE: u32 = 2;
 pub const IDENTITY_WORLD: u32 = 3;
 /// An address of the pod network that no known pod owns: matches no selector and no tenant.
 pub const IDENTITY_UNKNOWN_POD: u32 = 4;
+/// In place of what stands behind a Service: a tunnel's port at an address that is no pod's. Nobody gets there.
+pub const IDENTITY_TUNNEL: u32 = 5;
 pub const FIRST_POD_IDENTITY: u32 = 256;
 pub const BLOCKS_TAG: u32 = 1 << 31;
 /// Another tenant than every tenant, but not a boundary for shared namespaces.
@@ -283,12 +285,17 @@ pub const DROP_EVENT_TICKS: u32 = 5;
 pub struct Config {
     /// UDP port of the overlay's tunnels; pods may not send to it on a node. 0: no such port.
     pub tunnel_port_be: [u8; 2],
-    pub pad: [u8; 2],
+    /// Bits of `LET_*`: what pods may send although it is not a pod's to send.
+    pub lets: u16,
     /// Twelve neighbouring bits of a packet's mark that belong to us. Without them masquerading would hide who sends:
     /// only benches and tests leave them out.
     pub mark_mask: u32,
 }
 const _: () = assert!(size_of::<Config>() == 8);
+/// Tunnels (IP in IP, GRE and their like) to where no pod is known to be.
+pub const LET_TUNNELS: u16 = 1;
+/// What DHCP servers say.
+pub const LET_DHCP: u16 = 2;
 
 /// What the programs tell the agent, over the ring buffer `EVENTS`.
 #[repr(C)]

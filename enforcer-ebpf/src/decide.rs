@@ -13,7 +13,7 @@ use crate::{
     family::{Family, V4, V6},
     fast,
     flow::Flow,
-    guard, origin, overlay,
+    guard, neighbour, origin, overlay,
     packet::{ETHER_ARP, ETHER_IPV4, ETHER_IPV6, ETHERNET_LEN, IGMP, Packet, TCP},
     reason::Reason,
     related::related,
@@ -280,7 +280,10 @@ fn judge<F: Family, P: Packet, T: Tables + Addresses<F>, H: At>(
         return Ok(reason);
     }
     if F::NUMBER == 4 && flow.protocol == IGMP && F::is_multicast(flow.destination) {
-        return Ok(guard::membership(packet, site, flow)?);
+        return Ok(neighbour::membership(packet, site, flow)?);
+    }
+    if flow.is_first_fragment() {
+        guard::first_fragment(flow)?;
     }
     guard::addresses(packet, site, flow)?;
     let reason = if flow.source == flow.destination {
@@ -288,7 +291,9 @@ fn judge<F: Family, P: Packet, T: Tables + Addresses<F>, H: At>(
     } else if flow.is_error() {
         related(packet, site, flow)?
     } else {
-        guard::tunnel(site, flow)?;
+        if site.hook() == Hook::FromPod {
+            guard::services(site, flow)?;
+        }
         let outcome = track(packet, site, flow);
         match outcome.is_first() {
             None => outcome.result()?,
@@ -309,8 +314,16 @@ pub fn later_fragment<F: Family, T: Tables, H: At>(
     site: &Site<T, H>,
     flow: &Flow<F>,
 ) -> Result<Reason, Reason> {
-    // It would overwrite ports or flags that have been judged (RFC 3128).
-    if flow.fragment_protocol == TCP && flow.fragment < 20 {
+    // Of a whole datagram, without its network header.
+    let longest = if F::NUMBER == 4 { 0xffff - 20 } else { 0xffff };
+    let (offset, len) = (u32::from(flow.fragment & !7), flow.end.saturating_sub(flow.at));
+    let more = flow.fragment & 1 != 0;
+    // It would overwrite ports or flags that have been judged (RFC 3128), or belong to no datagram that can be.
+    if flow.fragment_protocol == TCP && offset < 20
+        || len == 0
+        || more && !len.is_multiple_of(8)
+        || offset + len > longest
+    {
         return Err(Reason::InvalidHeader);
     }
     match site.tables.fragment(&fragment_key(site, flow)) {

@@ -7,8 +7,8 @@ use crate::{
     decide::{At, Site},
     fast::Plain,
     flow::Flow,
-    guard,
-    packet::{ETHERNET_LEN, ICMP, ICMPV6, Ipv4, Ipv4Ports, Ipv6, Packet},
+    neighbour,
+    packet::{ETHERNET_LEN, ICMP, ICMPV6, Ipv4, Ipv4Ports, Ipv6, Packet, PortsAndLength},
     reason::Reason,
     tables::Addresses,
 };
@@ -35,6 +35,11 @@ pub trait Family: Sized + 'static {
     fn lower(a: (Self::Addr, [u8; 2]), b: (Self::Addr, [u8; 2])) -> bool;
     /// Multicast or limited broadcast.
     fn is_multicast(address: Self::Addr) -> bool;
+    /// No host's address on any network (RFC 6890): who sends there means a host by another name, or hides one. What
+    /// some networks use is not among these: 169.254/16 and 240/4 are policy's to decide.
+    fn is_nobodys(address: Self::Addr) -> bool;
+    /// UDP ports of a DHCP server and of its clients.
+    const DHCP: [u16; 2];
     /// The ICMP message is about another packet, which it quotes.
     fn is_error(icmp_type: u8) -> bool;
     /// The headers of a packet that can take the short way.
@@ -50,7 +55,7 @@ pub trait Family: Sized + 'static {
     ) -> Result<(), Reason>;
 
     /// The verdict on neighbour discovery, if this ICMP message is some.
-    fn discovery<P: Packet, T, H: At>(
+    fn discovery<P: Packet, T: Addresses<Self>, H: At>(
         packet: &P,
         site: &Site<T, H>,
         flow: &Flow<Self>,
@@ -70,6 +75,7 @@ impl Family for V4 {
     const ECHO_REQUEST: u8 = 8;
     const ECHO_REPLY: u8 = 0;
     const UNSPECIFIED: u32 = 0;
+    const DHCP: [u16; 2] = [67, 68];
 
     #[inline(always)]
     fn own(endpoint: &Endpoint) -> u32 {
@@ -95,6 +101,12 @@ impl Family for V4 {
         address.to_ne_bytes()[0] & 0xf0 == 0xe0 || address == u32::MAX
     }
 
+    /// This network (0/8) and loopback.
+    #[inline(always)]
+    fn is_nobodys(address: u32) -> bool {
+        matches!(address.to_ne_bytes()[0], 0 | 127)
+    }
+
     /// Unreachable, source quench, redirect, time exceeded, parameter problem.
     #[inline(always)]
     fn is_error(icmp_type: u8) -> bool {
@@ -104,7 +116,7 @@ impl Family for V4 {
     #[inline(always)]
     fn plain<P: Packet>(packet: &P) -> Option<Plain<Self>> {
         const DO_NOT_FRAGMENT: u16 = 0x4000;
-        let Ipv4Ports { ip, ports, .. } = packet.read(ETHERNET_LEN as usize).ok()?;
+        let Ipv4Ports { ip, ports, length, .. } = packet.read(ETHERNET_LEN as usize).ok()?;
         let total = u32::from(u16::from_be_bytes(ip.total));
         if ip.version_ihl != 0x45
             || u16::from_be_bytes(ip.fragment) & !DO_NOT_FRAGMENT != 0
@@ -113,7 +125,8 @@ impl Family for V4 {
             return None;
         }
         let payload = total.checked_sub(20)?;
-        Some(Plain { source: ip.source, destination: ip.destination, protocol: ip.protocol, ports, payload })
+        let (source, destination, protocol) = (ip.source, ip.destination, ip.protocol);
+        Some(Plain { source, destination, protocol, ports, length, payload })
     }
 
     #[inline(always)]
@@ -147,7 +160,7 @@ impl Family for V4 {
     }
 
     #[inline(always)]
-    fn discovery<P: Packet, T, H: At>(
+    fn discovery<P: Packet, T: Addresses<Self>, H: At>(
         _: &P,
         _: &Site<T, H>,
         _: &Flow<Self>,
@@ -212,6 +225,7 @@ impl Family for V6 {
     const ECHO_REQUEST: u8 = 128;
     const ECHO_REPLY: u8 = 129;
     const UNSPECIFIED: [u64; 2] = [0; 2];
+    const DHCP: [u16; 2] = [547, 546];
 
     #[inline(always)]
     fn own(endpoint: &Endpoint) -> [u64; 2] {
@@ -241,6 +255,18 @@ impl Family for V6 {
         address[0].to_ne_bytes()[0] == 0xff
     }
 
+    /// Unspecified, loopback and IPv4-compatible (`::/96`), IPv4-mapped (`::ffff:0:0/96`), link-local, 6to4 (`2002::/16`),
+    /// Teredo (`2001::/32`). NAT64's prefix is in use, and its gateway is somebody.
+    #[inline(always)]
+    fn is_nobodys(address: [u64; 2]) -> bool {
+        let [high, low] = address.map(u64::from_be);
+        let middle = low >> 32;
+        high == 0 && (middle == 0 || middle == 0xffff)
+            || high >> 54 == 0x3fa
+            || high >> 48 == 0x2002
+            || high >> 32 == 0x2001_0000
+    }
+
     #[inline(always)]
     fn is_error(icmp_type: u8) -> bool {
         icmp_type < 128
@@ -253,8 +279,9 @@ impl Family for V6 {
         if ip.version_class >> 4 != 6 || payload + ETHERNET_LEN + 40 > packet.frame_len() {
             return None;
         }
-        let ports = packet.read(Self::TRANSPORT).ok()?;
-        Some(Plain { source: ip.source, destination: ip.destination, protocol: ip.next, ports, payload })
+        let PortsAndLength { ports, length, .. } = packet.read(Self::TRANSPORT).ok()?;
+        let (source, destination, protocol) = (ip.source, ip.destination, ip.next);
+        Some(Plain { source, destination, protocol, ports, length, payload })
     }
 
     #[inline(always)]
@@ -283,12 +310,12 @@ impl Family for V6 {
     }
 
     #[inline(always)]
-    fn discovery<P: Packet, T, H: At>(
+    fn discovery<P: Packet, T: Addresses<Self>, H: At>(
         packet: &P,
         site: &Site<T, H>,
         flow: &Flow<Self>,
     ) -> Result<Option<Reason>, Reason> {
-        guard::discovery(packet, site, flow)
+        neighbour::discovery(packet, site, flow)
     }
 }
 
@@ -304,12 +331,26 @@ const ROUTING: u8 = 43;
 const FRAGMENT: u8 = 44;
 const AUTHENTICATION: u8 = 51;
 const DESTINATION_OPTIONS: u8 = 60;
+/// Headers that end hosts of these protocols read past, and we do not.
+const MOBILITY: u8 = 135;
+const HOST_IDENTITY: u8 = 139;
+const SHIM6: u8 = 140;
 /// RFC 8200 lets a packet carry six; more is a trick.
 const MAX_EXTENSIONS: usize = 7;
 
 #[inline(always)]
 fn is_extension(next: u8) -> bool {
-    matches!(next, HOP_BY_HOP | ROUTING | FRAGMENT | AUTHENTICATION | DESTINATION_OPTIONS)
+    matches!(
+        next,
+        HOP_BY_HOP
+            | ROUTING
+            | FRAGMENT
+            | AUTHENTICATION
+            | DESTINATION_OPTIONS
+            | MOBILITY
+            | HOST_IDENTITY
+            | SHIM6
+    )
 }
 
 /// Walks to the transport header, or to a later fragment's payload.
@@ -325,6 +366,7 @@ fn extensions<P: Packet, T: Addresses<V6>>(
         let header = match flow.protocol {
             // Only directly after the IPv6 header (RFC 8200, 4.1).
             HOP_BY_HOP if flow.at != first => return Err(Reason::ExtensionHeaders),
+            MOBILITY | HOST_IDENTITY | SHIM6 => return Err(Reason::ExtensionHeaders),
             // With segments left the packet would go on to an address that nobody has judged.
             ROUTING if fourth != 0 => return Err(Reason::ExtensionHeaders),
             HOP_BY_HOP | ROUTING | DESTINATION_OPTIONS => (u32::from(len) + 1) * 8,

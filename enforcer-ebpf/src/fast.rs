@@ -7,6 +7,7 @@ use crate::{
     decide::{At, Hook, Site},
     family::Family,
     flow::key,
+    guard::is_of_dhcp_server,
     origin::{is_current, is_unjudged, mark},
     packet::{Packet, Ports, TCP, TCP_ACK, TCP_FIN, TCP_RST, TCP_SYN, UDP},
     reason::Reason,
@@ -20,6 +21,8 @@ pub struct Plain<F: Family> {
     pub destination: F::Addr,
     pub protocol: u8,
     pub ports: Ports,
+    /// What UDP says of its own length.
+    pub length: [u8; 2],
     /// Bytes from the transport header to the packet's end.
     pub payload: u32,
 }
@@ -46,6 +49,7 @@ pub fn tracked<F: Family, P: Packet, T: Tables + Addresses<F>, H: At>(
         TCP if plain.payload >= 20 => {
             let [offset, read] = packet.read(F::TRANSPORT + 12).ok()?;
             if offset < 5 << 4
+                || u32::from(offset >> 4) * 4 > plain.payload
                 || read & (TCP_RST | TCP_ACK) != TCP_ACK
                 || read & (TCP_SYN | TCP_FIN) == TCP_SYN | TCP_FIN
             {
@@ -53,8 +57,11 @@ pub fn tracked<F: Family, P: Packet, T: Tables + Addresses<F>, H: At>(
             }
             flags = read;
         }
-        UDP if plain.payload >= 8 => {
-            if site.hook() == Hook::FromPod && ports.destination == site.tables.config().tunnel_port_be {
+        UDP if plain.payload >= 8 && u32::from(u16::from_be_bytes(plain.length)) == plain.payload => {
+            if site.hook() == Hook::FromPod
+                && (ports.destination == site.tables.config().tunnel_port_be
+                    || is_of_dhcp_server::<F>(&ports))
+            {
                 return None;
             }
         }

@@ -3,7 +3,7 @@
 use crate::{
     abi::ConnKey,
     family::{Family, V4, V6},
-    packet::{Packet, Ports, SCTP, TCP, TCP_ACK, TCP_FIN, TCP_RST, TCP_SYN, UDP, Wire},
+    packet::{Packet, PortsAndLength, SCTP, TCP, TCP_ACK, TCP_FIN, TCP_RST, TCP_SYN, UDP, Wire},
     reason::Reason,
 };
 
@@ -78,13 +78,30 @@ impl<F: Family> Flow<F> {
             };
             return Ok(());
         }
-        let ports: Ports = self.read(packet, 0)?;
+        let PortsAndLength { ports, length, .. } = self.read(packet, 0)?;
         self.ports = [ports.source, ports.destination];
-        if self.protocol == TCP && !quoted {
-            let [offset, flags]: [u8; 2] = self.read(packet, 12)?;
-            // A segment that opens and closes at once belongs to no connection.
-            if offset < 5 << 4 || flags & TCP_SYN != 0 && flags & (TCP_FIN | TCP_RST) != 0 {
+        if quoted {
+            return Ok(());
+        }
+        let rest = self.end - self.at;
+        if self.protocol == UDP {
+            let length = u32::from(u16::from_be_bytes(length));
+            if length < rest || length > rest && self.fragment == 0 {
                 return Err(Reason::InvalidHeader);
+            }
+        }
+        if self.protocol == TCP {
+            let [offset, flags]: [u8; 2] = self.read(packet, 12)?;
+            // A segment that opens and closes at once belongs to no connection, and one that neither opens, nor
+            // acknowledges, nor resets, to no protocol (RFC 9293, 3.10.7).
+            if offset < 5 << 4
+                || flags & TCP_SYN != 0 && flags & (TCP_FIN | TCP_RST) != 0
+                || flags & (TCP_SYN | TCP_ACK | TCP_RST) == 0
+            {
+                return Err(Reason::InvalidHeader);
+            }
+            if u32::from(offset >> 4) * 4 > rest {
+                return Err(Reason::Truncated);
             }
             self.tcp_flags = flags;
         }

@@ -2,7 +2,8 @@
 //! property tests and fuzzers all run this code.
 //!
 //! ```text
-//! frame ─ decide ─┬─ guard    the pod speaks for itself: MAC, ARP, discovery, addresses
+//! frame ─ decide ─┬─ guard    the pod speaks for itself: MAC, ARP, addresses, no tunnels
+//!                 ├─ neighbour  discovery and group membership, to the last byte
 //!                 ├─ fast     most packets end here: their connection is tracked and allowed
 //!                 ├─ family   network header of IPv4 or IPv6 ─▶ flow: ports, fragment, connection key
 //!                 ├─ track    the connection's entry, this end's word in it ─▶ rules: may it begin?
@@ -29,6 +30,7 @@ pub mod flow;
 mod guard;
 #[cfg(any(test, feature = "host"))]
 pub mod host;
+mod neighbour;
 mod origin;
 mod overlay;
 pub mod packet;

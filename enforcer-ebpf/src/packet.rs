@@ -62,7 +62,8 @@ wire! {
         source: [u64; 2], destination: [u64; 2]
     }
     /// Up to where the shortest transport header ends, read under one check.
-    Ipv4Ports align 4 size 28 { ip: Ipv4, ports: Ports, rest: [u8; 4] }
+    Ipv4Ports align 4 size 28 { ip: Ipv4, ports: Ports, length: [u8; 2], rest: [u8; 2] }
+    PortsAndLength align 4 size 8 { ports: Ports, length: [u8; 2], rest: [u8; 2] }
     LinkLayerOption align 2 size 8 { kind: u8, len: u8, address: Mac }
     Ports align 4 size 4 { source: [u8; 2], destination: [u8; 2] }
     Arp align 2 size 28 {
@@ -82,6 +83,8 @@ pub struct Mac {
 const _: () = assert!(size_of::<Mac>() == 6);
 
 impl Mac {
+    pub const NONE: Self = Self::new([0; 6]);
+
     #[inline(always)]
     pub const fn new([a, b, c, d, e, f]: [u8; 6]) -> Self {
         Self {

@@ -50,20 +50,27 @@ pub enum Reason {
     FragmentNotTracked = 78,
     /// An ICMP error that quotes no tracked connection of this pod.
     ErrorNotTracked = 79,
-    /// A pod sent to the overlay's tunnel port on a node.
+    /// A pod sent to the overlay's tunnel port, or a tunnel of its own, to where no pod is known to be.
     Tunnel = 80,
     /// Policies isolate the pod in this direction and no rule allows.
     PolicyDenied = 81,
     /// The other end belongs to another tenant.
     TenantBoundary = 82,
+    /// Discovery, ARP or membership that is about somebody else, as a bridge floods it. It is dropped because pods
+    /// that may not talk could talk by it, and counted but not logged: nobody has done anything.
+    Overheard = 83,
+    /// A pod sent to an address that is no other host's: unspecified, loopback, link-local IPv6, IPv4 inside IPv6.
+    NobodysAddress = 84,
+    /// A pod spoke as a DHCP server.
+    DhcpServer = 85,
 }
 
 pub const FIRST_DROP: u8 = 64;
 /// Entries of the counter map: one past the highest code.
-pub const REASONS: u32 = 83;
+pub const REASONS: u32 = 86;
 
 impl Reason {
-    pub const ALL: [Self; 26] = [
+    pub const ALL: [Self; 29] = [
         Self::Tracked,
         Self::Allowed,
         Self::Related,
@@ -90,6 +97,9 @@ impl Reason {
         Self::Tunnel,
         Self::PolicyDenied,
         Self::TenantBoundary,
+        Self::Overheard,
+        Self::NobodysAddress,
+        Self::DhcpServer,
     ];
 
     /// The reason of a code that was made from one.
@@ -140,6 +150,9 @@ impl Reason {
             Self::Tunnel => "tunnel",
             Self::PolicyDenied => "policy-denied",
             Self::TenantBoundary => "tenant-boundary",
+            Self::Overheard => "overheard",
+            Self::NobodysAddress => "nobodys-address",
+            Self::DhcpServer => "dhcp-server",
         }
     }
 }

@@ -2,13 +2,14 @@
 
 use crate::{
     abi::{
-        CONN_TRANSLATED, DOOR, EGRESS, IDENTITY_HOST, IDENTITY_REMOTE_NODE, IDENTITY_UNKNOWN_POD, INGRESS,
-        PEER_ANY, Peer, RuleKey, ServiceKey, TENANT_UNKNOWN,
+        CONN_TRANSLATED, DOOR, EGRESS, FIRST_POD_IDENTITY, IDENTITY_HOST, IDENTITY_REMOTE_NODE,
+        IDENTITY_TUNNEL, IDENTITY_UNKNOWN_POD, INGRESS, PEER_ANY, Peer, RuleKey, ServiceKey, TENANT_UNKNOWN,
     },
     decide::{At, Hook, Site},
     family::Family,
     flow::Flow,
     origin::{NOBODY, STRANGER},
+    packet::UDP,
     reason::Reason,
     tables::{Addresses, ConnRef, Tables},
 };
@@ -74,16 +75,24 @@ pub fn allow<F: Family, T: Tables + Addresses<F>, H: At>(
     let mut key = RuleKey { rule_set, peer: PEER_ANY, direction, protocol: flow.protocol, port_be };
     let (peer, marked) = match frontend::<F, T, H>(site, site.hook().remote(flow), &key) {
         // It has no tenant: its backends have, and the door says whether this pod's may reach them.
+        Some(IDENTITY_TUNNEL) => return Err(Reason::Tunnel),
         Some(identity) => (Peer { identity, ..UNKNOWN }, SERVICE),
         None => other(site, flow, question),
     };
     let own = site.endpoint.tenant;
     let mut door = if own != 0 && peer.tenant != 0 && own != peer.tenant { peer.identity } else { 0 };
-    if own != 0
-        && peer.identity == IDENTITY_REMOTE_NODE
+    let is_node = own != 0 && peer.identity == IDENTITY_REMOTE_NODE;
+    // A node has more addresses than are known to be one's, and its ports are open at all of them.
+    let may_be_node = marked != SERVICE && flow.protocol == UDP && peer.identity < FIRST_POD_IDENTITY;
+    if (is_node || may_be_node)
         && let Some(identity) = frontend::<F, T, H>(site, F::UNSPECIFIED, &key)
     {
-        door = identity;
+        if identity == IDENTITY_TUNNEL {
+            return Err(Reason::Tunnel);
+        }
+        if is_node {
+            door = identity;
+        }
     }
     if door != 0 {
         key.peer = door;

@@ -3,7 +3,7 @@
 use crate::{
     abi::{
         CONN_ENDED, CONN_FIN, CONN_MARKED, CONN_REPLIED, CONN_RESET, CONN_STRANGER, CONN_TRANSLATED, Conn,
-        EGRESS, EndWord, INGRESS, ServiceKey,
+        ConnKey, EGRESS, EndWord, INGRESS, ServiceKey,
     },
     decide::{At, Denial, Hook, Outcome, Site},
     family::Family,
@@ -263,7 +263,11 @@ pub fn find<'t, F: Family, T: Addresses<F>>(tables: &'t T, flow: &Flow<F>) -> Op
 /// Enters it; the key has a stack of its own.
 #[inline(never)]
 pub fn insert<F: Family, T: Addresses<F>>(tables: &T, flow: &Flow<F>, conn: &Conn) -> Inserted {
-    tables.insert_conn(&flow.key().0, conn)
+    let turned = flow.sender() != 0;
+    let (a, b) = if turned { (flow.destination, flow.source) } else { (flow.source, flow.destination) };
+    let (p, q) = if turned { (flow.ports[1], flow.ports[0]) } else { (flow.ports[0], flow.ports[1]) };
+    let key = ConnKey { addresses: [a, b], ports_be: [p, q], protocol: flow.protocol, pad: [0; 3] };
+    tables.insert_conn(&key, conn)
 }
 
 /// A new connection under the key of an old one.
@@ -284,8 +288,20 @@ fn restart<F: Family, P: Packet, T: Tables + Addresses<F>, H: At>(
     if flow.protocol == TCP && conn.state() & CONN_ENDED == 0 && conn.counter() == own {
         report::end(packet, site, flow, conn, sender);
     }
-    conn.replace(&opened(packet, site, flow, birth));
+    renew(packet, site, flow, birth, conn);
     true
+}
+
+/// The entry has a stack of its own.
+#[inline(never)]
+fn renew<F: Family, P: Packet, T: Tables, H: At>(
+    packet: &P,
+    site: &Site<T, H>,
+    flow: &Flow<F>,
+    birth: &Birth,
+    conn: ConnRef,
+) {
+    conn.replace(&opened(packet, site, flow, birth));
 }
 
 #[derive(Clone, Copy)]

@@ -22,7 +22,7 @@ use bulkhead_ebpf::{
     },
     decide::{Hook, decide},
     host::Frame,
-    packet::{TCP, TCP_ACK, TCP_SYN},
+    packet::{TCP_ACK, TCP_SYN},
     reason::{REASONS, Reason},
 };
 use proptest::{
@@ -75,15 +75,15 @@ impl Kernel {
         for (bits, key, rule) in scene::rules() {
             kernel.trie::<RuleKey, u32>(names::RULES).insert(&Key::new(bits, key), rule, 0).unwrap();
         }
-        for (address, port, backends) in scene::services() {
+        for (address, protocol, port, backends) in scene::services() {
             let port_be = port.to_be_bytes();
             match address {
                 IpAddr::V4(a) => {
-                    let key = ServiceKey { address: a.octets(), port_be, protocol: TCP, pad: 0 };
+                    let key = ServiceKey { address: a.octets(), port_be, protocol, pad: 0 };
                     kernel.hash::<ServiceKey4, u32>(names::SERVICES_V4).insert(key, backends, 0).unwrap();
                 }
                 IpAddr::V6(a) => {
-                    let key = ServiceKey { address: a.octets(), port_be, protocol: TCP, pad: 0 };
+                    let key = ServiceKey { address: a.octets(), port_be, protocol, pad: 0 };
                     kernel.hash::<ServiceKey6, u32>(names::SERVICES_V6).insert(key, backends, 0).unwrap();
                 }
             }

@@ -98,6 +98,17 @@ impl Packet {
         Self::icmp(from, to, if from.is_ipv4() { [8, 0] } else { [128, 0] }, id.to_be_bytes(), &[7; 24])
     }
 
+    /// With so many bytes of data.
+    pub fn long_echo_request(from: IpAddr, to: IpAddr, id: u16, bytes: usize) -> Self {
+        Self::icmp(
+            from,
+            to,
+            if from.is_ipv4() { [8, 0] } else { [128, 0] },
+            id.to_be_bytes(),
+            &vec![7; bytes],
+        )
+    }
+
     pub fn echo_reply(from: IpAddr, to: IpAddr, id: u16) -> Self {
         Self::icmp(from, to, if from.is_ipv4() { [0, 0] } else { [129, 0] }, id.to_be_bytes(), &[7; 24])
     }

@@ -237,6 +237,35 @@ pub fn cases(v6: bool) -> Vec<Case> {
             Packet(A, FromPod, to(A, Host).udp(1, TUNNEL), R::Tunnel),
         ],
     );
+    let tunnels: &[u8] =
+        if v6 { &[4, 41, 47, 94, 97, 115, 137] } else { &[4, 41, 47, 55, 94, 97, 98, 115, 137] };
+    let mut steps = vec![Policy(A, RULES_OPEN, 1)];
+    for protocol in tunnels {
+        for who in [Node, Host, World, Block, Unknown] {
+            steps.push(Packet(A, FromPod, to(A, who).frame(*protocol, b"in here!"), R::Tunnel));
+        }
+        steps.push(Packet(A, FromPod, ar.frame(*protocol, b"in here!"), R::Allowed));
+    }
+    for who in [Node, Host, Unknown] {
+        steps.push(Packet(A, FromPod, to(A, who).frame(50, b"no key.."), R::Tunnel));
+    }
+    steps.push(Packet(A, FromPod, to(A, World).frame(50, b"with key"), R::Allowed));
+    case("tunnels go to pods alone, and those with keys to the world too", steps);
+    let (server, client) = if v6 { (547, 546) } else { (67, 68) };
+    case(
+        "a pod is no DHCP server",
+        vec![
+            Policy(A, RULES_OPEN, 1),
+            Packet(A, FromPod, ar.udp(server, client), R::DhcpServer),
+            Packet(A, FromPod, ar.udp(server, 1000), R::DhcpServer),
+            Packet(A, FromPod, ar.udp(1000, client), R::DhcpServer),
+            Packet(A, FromPod, ar.udp(client, server), R::Allowed),
+            // Whoever asked.
+            Packet(A, ToPod, ra.udp(client + 1000, server), R::Allowed),
+            Packet(A, FromPod, ar.udp(server, client + 1000), R::DhcpServer),
+            Packet(A, ToPod, ra.udp(server, client), R::Tracked),
+        ],
+    );
     case("a pod reaches itself", vec![Packet(A, FromPod, to(A, A).tcp(1, 2, SYN), R::OwnAddress)]);
     case(
         "another's source address",
@@ -296,6 +325,25 @@ pub fn cases(v6: bool) -> Vec<Case> {
             Packet(A, FromPod, edit(ar.tcp(1, 2, SYN), &[(transport_at + 12, 4 << 4)]), R::InvalidHeader),
             Packet(A, FromPod, ar.tcp(1, 2, TCP_SYN | TCP_FIN), R::InvalidHeader),
             Packet(A, FromPod, ar.tcp(1, 2, TCP_SYN | TCP_RST), R::InvalidHeader),
+        ],
+    );
+    case(
+        "lengths and flags that lie, in a connection too",
+        vec![
+            Packet(A, FromPod, ar.udp(1, 2), R::Allowed),
+            Packet(A, FromPod, edit(ar.udp(1, 2), &[(transport_at + 5, 14)]), R::InvalidHeader),
+            Packet(A, FromPod, edit(ar.udp(1, 2), &[(transport_at + 5, 16)]), R::InvalidHeader),
+            Packet(A, FromPod, edit(ar.udp(1, 2), &[(transport_at + 5, 7)]), R::InvalidHeader),
+            Packet(A, FromPod, edit(ar.udp(1, 2), &[(transport_at + 5, 0)]), R::InvalidHeader),
+            Packet(A, FromPod, edit(ar.udp(1, 2), &[(transport_at + 4, 0xff)]), R::InvalidHeader),
+            Packet(A, FromPod, ar.udp(1, 2), R::Tracked),
+            Packet(A, FromPod, ar.tcp(1, 2, SYN), R::Allowed),
+            Packet(A, FromPod, edit(ar.tcp(1, 2, ACK), &[(transport_at + 12, 6 << 4)]), R::Truncated),
+            Packet(A, FromPod, edit(ar.tcp(1, 2, SYN), &[(transport_at + 12, 15 << 4)]), R::Truncated),
+            Packet(A, FromPod, ar.tcp(1, 2, 0), R::InvalidHeader),
+            Packet(A, FromPod, ar.tcp(1, 2, TCP_FIN), R::InvalidHeader),
+            Packet(A, FromPod, ar.tcp(1, 2, TCP_FIN | 0x28), R::InvalidHeader),
+            Packet(A, FromPod, ar.tcp(1, 2, ACK), R::Tracked),
         ],
     );
     case(

@@ -12,7 +12,7 @@ use std::{
 
 use bulkhead_ebpf::{
     abi::{
-        BLOCKS_TAG, Config, DOOR, EGRESS, Endpoint, IDENTITY_HOST, IDENTITY_REMOTE_NODE,
+        BLOCKS_TAG, Config, DOOR, EGRESS, Endpoint, IDENTITY_HOST, IDENTITY_REMOTE_NODE, IDENTITY_TUNNEL,
         IDENTITY_UNKNOWN_POD, IDENTITY_WORLD, INGRESS, PEER_ANY, Peer, PolicyWord, RULE_BITS_ALL,
         RULE_BITS_PORT, RULE_BITS_PROTOCOL, RuleKey, ServiceKey, TENANT_UNKNOWN,
     },
@@ -131,13 +131,24 @@ pub const BRIDGE: u32 = 50;
 /// Other bits of the mark are others': kube-proxy's is one of them.
 const OTHERS_MARK: u32 = 0x4000;
 
-/// Frontends of Services and the number that stands for their backends.
-pub fn services() -> Vec<(IpAddr, u16, u32)> {
-    let frontends = [(Vip, 80, 500), (Vip, 81, 501), (Vip, 443, 501), (Host, 30080, 500), (Host, 30081, 501)];
-    let of = |v6: bool| frontends.map(|(who, port, backends)| (who.address(v6), port, backends));
+/// Frontends of Services, and the number that stands for their backends.
+pub fn services() -> Vec<(IpAddr, u8, u16, u32)> {
+    let frontends = [
+        (Vip, TCP, 80, 500),
+        (Vip, TCP, 81, 501),
+        (Vip, TCP, 443, 501),
+        (Host, TCP, 30080, 500),
+        (Host, TCP, 30081, 501),
+        (Vip, UDP, 53, 500),
+        (Vip, UDP, 54, IDENTITY_TUNNEL),
+        (Host, UDP, 30054, IDENTITY_TUNNEL),
+    ];
+    let of = |v6: bool| {
+        frontends.map(|(who, protocol, port, backends)| (who.address(v6), protocol, port, backends))
+    };
     // The same node ports at other nodes.
     let elsewhere = [IpAddr::V4(Ipv4Addr::UNSPECIFIED), IpAddr::V6(Ipv6Addr::UNSPECIFIED)]
-        .map(|any| [(any, 30080, 502), (any, 30081, 501)]);
+        .map(|any| [(any, TCP, 30080, 502), (any, TCP, 30081, 501), (any, UDP, 30054, IDENTITY_TUNNEL)]);
     [&of(false)[..], &of(true), &elsewhere.concat()].concat()
 }
 
@@ -155,8 +166,7 @@ pub fn prefixes() -> Vec<(u32, IpAddr, Peer)> {
     .to_vec()
 }
 
-pub const CONFIG: Config =
-    Config { tunnel_port_be: TUNNEL.to_be_bytes(), pad: [0; 2], mark_mask: 0xfff0_0000 };
+pub const CONFIG: Config = Config { tunnel_port_be: TUNNEL.to_be_bytes(), lets: 0, mark_mask: 0xfff0_0000 };
 /// A's rules, and the same under another number; a set without rules is any other number.
 pub const RULES_A: u32 = 1;
 pub const RULES_A_AGAIN: u32 = 4;
@@ -250,15 +260,15 @@ pub fn memory() -> Memory {
     for (bits, key, rule) in rules() {
         memory.allow(bits, key, rule);
     }
-    for (address, port, backends) in services() {
+    for (address, protocol, port, backends) in services() {
         let port_be = port.to_be_bytes();
         match address {
             IpAddr::V4(a) => {
-                let key = ServiceKey { address: a.octets(), port_be, protocol: TCP, pad: 0 };
+                let key = ServiceKey { address: a.octets(), port_be, protocol, pad: 0 };
                 memory.services_v4.insert(key, backends)
             }
             IpAddr::V6(a) => {
-                let key = ServiceKey { address: a.octets(), port_be, protocol: TCP, pad: 0 };
+                let key = ServiceKey { address: a.octets(), port_be, protocol, pad: 0 };
                 memory.services_v6.insert(key, backends)
             }
         };

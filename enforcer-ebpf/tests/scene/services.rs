@@ -11,7 +11,7 @@ use super::{
     A, B, Case, Host, Node, RULES_A, RULES_A_AGAIN, RULES_B, RULES_HOST, RULES_INGRESS, RULES_NONE,
     RULES_OPEN, Remote,
     Step::{Marked, Packet, Policy, Tenant as Tenancy, Translated},
-    Tenant, Vip, World, between,
+    Tenant, Unknown, Vip, World, between,
 };
 
 const SYN_ACK: u8 = SYN | ACK;
@@ -58,6 +58,24 @@ pub fn services(cases: &mut Vec<Case>, v6: bool) {
             Packet(A, FromPod, to(A, Node).tcp(7, 30081, SYN), R::TenantBoundary),
             Packet(A, FromPod, to(A, Node).tcp(7, 22, SYN), R::Allowed),
             Packet(A, FromPod, to(A, Node).udp(7, 30081), R::Allowed),
+        ],
+    );
+    case(
+        "behind no Service is a tunnel",
+        vec![
+            Policy(A, RULES_OPEN, 1),
+            Packet(A, FromPod, av.udp(9, 53), R::Allowed),
+            Packet(A, FromPod, av.udp(9, 54), R::Tunnel),
+            Packet(A, FromPod, to(A, Host).udp(9, 30054), R::Tunnel),
+            Packet(A, FromPod, to(A, Node).udp(9, 30054), R::Tunnel),
+            Packet(A, FromPod, to(A, Unknown).udp(9, 30054), R::Tunnel),
+            Packet(A, FromPod, to(A, World).udp(9, 30054), R::Tunnel),
+            Packet(A, FromPod, to(A, Node).tcp(9, 30054, SYN), R::Allowed),
+            Packet(A, FromPod, ar.udp(9, 30054), R::Allowed),
+            // Neither by an answer to who came in by that port.
+            Packet(A, ToPod, to(Host, A).udp(30054, 7), R::Allowed),
+            Policy(A, RULES_OPEN, 2),
+            Packet(A, FromPod, to(A, Host).udp(7, 30054), R::Tunnel),
         ],
     );
     case(

@@ -136,9 +136,9 @@ impl Node {
         let (programs, mut ebpf) = Programs::open(&settings.bpffs, settings.abi(), capacity)?;
         let mut maps = Maps::take(&mut ebpf)?;
         maps.configure(bulkhead_ebpf::abi::Config {
-            tunnel_port_be: settings.tunnel_port.to_be_bytes(),
+            tunnel_port_be: settings.policy.tunnel_port.to_be_bytes(),
+            lets: settings.let_pods_send.iter().fold(0, |lets, one| lets | one.bit()),
             mark_mask: settings.mark_mask,
-            ..Default::default()
         })?;
         keep_marks(&programs, &mut maps, &stored);
         let tables = Tables::open(maps, Some(&settings.state.join("numbers.json")))?;

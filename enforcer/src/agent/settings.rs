@@ -2,7 +2,7 @@
 
 use std::{net::SocketAddr, path::PathBuf, str::FromStr};
 
-use bulkhead_ebpf::abi::{ABI_VERSION, ORIGINS};
+use bulkhead_ebpf::abi::{ABI_VERSION, LET_DHCP, LET_TUNNELS, ORIGINS};
 use clap::{Args, ValueEnum};
 
 use crate::{
@@ -58,9 +58,15 @@ pub struct Settings {
     #[arg(long, env = "BULKHEAD_MAX_CONNECTIONS", value_name = "N", default_value_t = 1 << 18,
           value_parser = clap::value_parser!(u32).range(1024..=1 << 26))]
     pub max_connections: u32,
-    /// UDP port of the overlay's tunnels, to which no pod may send on a node; 0: no tunnel.
-    #[arg(long, env = "BULKHEAD_TUNNEL_PORT", value_name = "PORT", default_value_t = 8472)]
-    pub tunnel_port: u16,
+    /// What pods may send although it is not a pod's to send; nothing by default.
+    #[arg(
+        long,
+        env = "BULKHEAD_LET_PODS_SEND",
+        value_enum,
+        value_delimiter = ',',
+        value_name = "tunnels,dhcp"
+    )]
+    pub let_pods_send: Vec<Let>,
     /// Twelve neighbouring bits of packet marks by which packets to Services and nodes are known after
     /// translation. Nobody else on the node may use these bits.
     #[arg(long, env = "BULKHEAD_MARK_MASK", value_name = "MASK", default_value = "0xfff00000",
@@ -167,6 +173,28 @@ pub struct PolicySettings {
     /// May pods always reach their own node?
     #[arg(long, env = "BULKHEAD_LOCAL_NODE_EGRESS", value_enum, default_value_t = LocalNodeEgress::Allow)]
     pub local_node_egress: LocalNodeEgress,
+    /// UDP port of the overlay's tunnels, to which no pod may send where no pod is known to be; 0: no tunnel.
+    #[arg(long, env = "BULKHEAD_TUNNEL_PORT", value_name = "PORT", default_value_t = policy::DEFAULT_TUNNEL_PORT)]
+    pub tunnel_port: u16,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum Let {
+    /// IP in IP, GRE, L2TP and their like to wherever policy allows, and ESP and AH to nodes. The overlay's own
+    /// tunnel port stays closed.
+    Tunnels,
+    /// As DHCP servers.
+    Dhcp,
+}
+
+impl Let {
+    /// As the programs know it.
+    pub fn bit(self) -> u16 {
+        match self {
+            Self::Tunnels => LET_TUNNELS,
+            Self::Dhcp => LET_DHCP,
+        }
+    }
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
@@ -184,6 +212,7 @@ impl From<&PolicySettings> for policy::Settings {
             tenant_label: (label != "none").then(|| label.clone()),
             local_node_egress: settings.local_node_egress == LocalNodeEgress::Allow,
             backends_elsewhere_judged: true,
+            tunnel_port: settings.tunnel_port,
         }
     }
 }

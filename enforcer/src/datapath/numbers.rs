@@ -90,6 +90,7 @@ impl Numbers {
             Identity::RemoteNode => abi::IDENTITY_REMOTE_NODE,
             Identity::World => abi::IDENTITY_WORLD,
             Identity::UnknownPod => abi::IDENTITY_UNKNOWN_POD,
+            Identity::Tunnel => abi::IDENTITY_TUNNEL,
             Identity::Pod(_) | Identity::Service(_) => self.identities.number(identity),
         }
     }
@@ -255,6 +256,7 @@ mod tests {
             (Identity::RemoteNode, abi::IDENTITY_REMOTE_NODE),
             (Identity::World, abi::IDENTITY_WORLD),
             (Identity::UnknownPod, abi::IDENTITY_UNKNOWN_POD),
+            (Identity::Tunnel, abi::IDENTITY_TUNNEL),
         ] {
             assert_eq!(numbers.identity(&Arc::new(identity)), want);
         }

@@ -5,9 +5,10 @@ use std::net::IpAddr;
 
 use bulkhead_ebpf::{
     abi::{
-        DOOR, EGRESS, Endpoint, IDENTITY_REMOTE_NODE, IDENTITY_UNKNOWN_POD, PEER_ANY, Peer, RuleKey,
-        TENANT_UNKNOWN,
+        DOOR, EGRESS, Endpoint, FIRST_POD_IDENTITY, IDENTITY_REMOTE_NODE, IDENTITY_TUNNEL,
+        IDENTITY_UNKNOWN_POD, PEER_ANY, Peer, RuleKey, TENANT_UNKNOWN,
     },
+    packet::UDP,
     reason::Reason,
 };
 
@@ -75,11 +76,23 @@ pub fn rule(lookup: &impl Lookup, endpoint: &Endpoint, attempt: &Attempt) -> Res
         port_be: port.to_be_bytes(),
     };
 
+    let elsewhere = || {
+        let [v4, v6] = OTHER_NODES;
+        frontend(if remote.is_ipv4() { v4 } else { v6 })
+    };
+    let behind = if service.is_none() && protocol == UDP && peer.identity < FIRST_POD_IDENTITY {
+        elsewhere()?
+    } else {
+        service
+    };
+    if behind == Some(IDENTITY_TUNNEL) {
+        return ruling(Err(Reason::Tunnel));
+    }
+
     let (own, theirs) = (endpoint.tenant, peer.tenant);
     let mut door = (own != 0 && theirs != 0 && own != theirs).then_some(peer.identity);
     if own != 0 && peer.identity == IDENTITY_REMOTE_NODE {
-        let [v4, v6] = OTHER_NODES;
-        door = frontend(if remote.is_ipv4() { v4 } else { v6 })?.or(door);
+        door = elsewhere()?.or(door);
     }
     if let Some(peer) = door
         && lookup.rule(&RuleKey { peer, direction: direction | DOOR, ..key })?.is_none()

@@ -20,9 +20,13 @@ pub const fn drop_reason(reason: Reason) -> Option<DropReason> {
         | Reason::Fragment
         | Reason::Foreign => return None,
         Reason::NoEndpoint => ("INVALID_IDENTITY", 171),
-        Reason::ArpClaim | Reason::WrongDestination | Reason::Multicast | Reason::ErrorNotTracked => {
-            ("INVALID_PACKET_DROPPED", 134)
-        }
+        Reason::ArpClaim
+        | Reason::WrongDestination
+        | Reason::Multicast
+        | Reason::ErrorNotTracked
+        | Reason::Overheard
+        | Reason::NobodysAddress
+        | Reason::DhcpServer => ("INVALID_PACKET_DROPPED", 134),
         Reason::Truncated | Reason::InvalidHeader => ("CT_TRUNCATED_OR_INVALID_HEADER", 135),
         Reason::UnsupportedEtherType => ("UNSUPPORTED_L3_PROTOCOL", 139),
         Reason::Vlan => ("VLAN_FILTERED", 182),

@@ -43,7 +43,12 @@ pub struct Settings {
     /// What goes through a Service to a pod of another node is judged on its way there. Otherwise that pod is one
     /// of those backends that must all be allowed.
     pub backends_elsewhere_judged: bool,
+    /// UDP port of the overlay's tunnels; 0: none.
+    pub tunnel_port: u16,
 }
+
+/// flannel's.
+pub const DEFAULT_TUNNEL_PORT: u16 = 8472;
 
 pub const DEFAULT_TENANT_LABEL: &str = "bulkhead.io/tenant";
 
@@ -53,6 +58,7 @@ impl Default for Settings {
             tenant_label: Some(DEFAULT_TENANT_LABEL.to_owned()),
             local_node_egress: true,
             backends_elsewhere_judged: true,
+            tunnel_port: DEFAULT_TUNNEL_PORT,
         }
     }
 }

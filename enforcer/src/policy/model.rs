@@ -69,6 +69,9 @@ pub enum Identity {
     Pod(PodIdentity),
     /// An address that kube-proxy translates. Only destinations are one.
     Service(ServiceClass),
+    /// A Service behind which is the overlay's tunnel port of something that is no pod. What got there would be put
+    /// on the overlay in any pod's name, so nobody does.
+    Tunnel,
 }
 
 /// What stands behind a frontend, as far as policy can tell it apart: a rollout that keeps the labels changes

@@ -72,7 +72,11 @@ impl<'a> Projection<'a> {
         if let Some(known) = self.known.get(&key) {
             return Arc::clone(known);
         }
-        let class = Identity::Service(self.class(frontend.protocol, &key.0, reached));
+        let class = if self.leads_into_tunnel(frontend.protocol, &key.0, reached.ipv4) {
+            Identity::Tunnel
+        } else {
+            Identity::Service(self.class(frontend.protocol, &key.0, reached))
+        };
         let identity = self.classes.intern(class);
         self.known.insert(key, Arc::clone(&identity));
         identity
@@ -103,6 +107,19 @@ impl<'a> Projection<'a> {
         }
         let defective = ports.iter().any(|port| services.is_defective(port.service));
         ServiceClass { protocol, pods, others, defective, elsewhere }
+    }
+
+    /// Whatever is no known pod's may be a node's: not all of a node's addresses are known. Endpoints that drain count,
+    /// because live connections still go there.
+    fn leads_into_tunnel(&self, protocol: Protocol, ports: &BTreeSet<PortRef<'_>>, ipv4: bool) -> bool {
+        let (services, tunnel) = (self.index.services(), self.settings.tunnel_port);
+        let is_pod =
+            |address| self.peer(address).is_some_and(|peer| matches!(*peer.identity, Identity::Pod(_)));
+        let leads = |port: &PortRef<'_>| {
+            let backends = services.backends(*port, ipv4).into_iter().chain(services.draining(*port, ipv4));
+            backends.into_iter().any(|backend| backend.port == tunnel && !is_pod(backend.address))
+        };
+        protocol == Protocol::Udp && tunnel != 0 && ports.iter().any(leads)
     }
 
     /// Known or not, it is a pod's address, and what goes there passes a hook after translation.

@@ -20,6 +20,9 @@ use crate::cluster::{
     service::OTHER_NODES,
 };
 
+/// What the source's own hook says to a Service that leads into the overlay.
+const TUNNEL_BEHIND: &str = "the overlay's tunnel port is behind it";
+
 /// A connection to a frontend, and what it may become.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Translated {
@@ -69,6 +72,9 @@ impl Simulator {
         let source = flow.src.endpoint.as_ref()?;
         let compiled = self.compiled(source.node.as_deref());
         let class = compiled.services.get(&frontend(flow)?)?;
+        if **class == Identity::Tunnel {
+            return Some(deny(TUNNEL_BEHIND));
+        }
         let Some(policy) = compiled.endpoints.get(&source.pod) else {
             return Some(deny("no policy was compiled for the pod"));
         };
@@ -112,7 +118,7 @@ impl Simulator {
 
 impl Translated {
     /// `sides`: what egress and ingress say to each of the flows. `before`: what the source's own hook says to
-    /// the Service, which is stricter only where there may be backends that cannot be read.
+    /// the Service, which is stricter only where there may be backends that cannot be read, or that nobody may reach.
     pub fn answer(&self, sides: &[[Side; 2]], before: Option<Side>) -> Answer {
         let names: Vec<_> = self.services.iter().map(ToString::to_string).collect();
         let name = format!("service {}", names.join(" and "));
@@ -128,7 +134,11 @@ impl Translated {
         if let Some(Side { verdict: Verdict::Deny, by }) = before
             && egress.verdict == Verdict::Allow
         {
-            egress = deny(format!("{name}, not all of whose endpoints can be read: {by}"));
+            egress = deny(if by == TUNNEL_BEHIND {
+                format!("{name}: {by}")
+            } else {
+                format!("{name}, not all of whose endpoints can be read: {by}")
+            });
         }
         Answer { verdict: egress.verdict.max(ingress.verdict), egress, ingress }
     }

@@ -44,6 +44,13 @@ pub fn set_total(bytes: &mut [u8], total: Option<u16>) {
     seal(bytes);
 }
 
+/// Seals the header of an IPv4 packet that was changed; IPv6 has no checksum.
+pub fn reseal(packet: &mut [u8]) {
+    if kind(packet) == IPV4 {
+        seal(packet);
+    }
+}
+
 /// The checksum of an IPv4 header, over as much of it as there is.
 fn seal(bytes: &mut [u8]) {
     bytes[10..12].fill(0);

@@ -1,20 +1,16 @@
-//! On the pods' own bridge: frames, ARP and neighbour discovery.
+//! On the pods' own bridge: frames, ARP and group membership.
 
 use std::net::IpAddr;
 
-use lab::{
-    Family,
-    raw::{ICMPV6, Packet},
-};
+use lab::{Family, raw::Packet};
 
 use crate::{
-    frame::{
-        ARP, BROADCAST, DESTINATION_OPTIONS, IPV4, IPV6, Mac, PAD, QINQ, VLAN, behind, checksum, ethernet,
-        fragment, kind,
-    },
-    stage::{Attempt, Party, Way},
+    discovery,
+    frame::{ARP, BROADCAST, IPV4, IPV6, Mac, QINQ, VLAN, checksum, ethernet, kind, set_total, with_options},
+    stage::{Attempt, Way},
 };
 
+const IGMP: u8 = 2;
 const REQUEST: u8 = 1;
 const REPLY: u8 = 2;
 /// Bridges talk to each other there, and pass none of it on (IEEE 802.1D).
@@ -45,6 +41,7 @@ pub fn frames(way: &Way) -> Vec<Attempt> {
             "vlan",
             vec![tagged(QINQ, &tag(5, &twice)), tagged(VLAN, &tag(5, &twice))],
         ),
+        Attempt::new("tags of other kinds", "unsupported-ether-type", vec![ether(0x9100), ether(0x9200)]),
         Attempt::new("MPLS", "unsupported-ether-type", vec![ether(0x8847), ether(0x8848)]),
         Attempt::new("PPPoE", "unsupported-ether-type", vec![ether(0x8863), ether(0x8864)]),
         Attempt::new("LLDP to a pod", "unsupported-ether-type", vec![ether(0x88cc)]),
@@ -81,6 +78,11 @@ pub fn arp(way: &Way) -> Vec<Attempt> {
     };
     let (me, other, gateway) = (way.me, way.neighbour, way.gateway);
     let nobody = "0.0.0.0".parse().unwrap();
+    let named = |target: Mac| {
+        let mut frame = claim(way.to.mac, REPLY, (me.mac, me.ip), way.to.ip);
+        frame[32..38].copy_from_slice(&target);
+        frame
+    };
     let odd = |at: usize, value| {
         let mut frame = claim(way.to.mac, REPLY, (me.mac, me.ip), way.to.ip);
         frame[14 + at] = value;
@@ -120,10 +122,69 @@ pub fn arp(way: &Way) -> Vec<Attempt> {
         // Hardware type, address lengths, operation.
         Attempt::new("odd ARP", "arp-claim", vec![odd(1, 6), odd(4, 8), odd(5, 16), odd(7, 3), odd(7, 9)]),
         Attempt::new(
+            "ARP with a word to somebody in it",
+            "arp-claim",
+            vec![
+                [claim(way.to.mac, REPLY, (me.mac, me.ip), way.to.ip), b"behind the message".to_vec()]
+                    .concat(),
+                [claim(way.to.mac, REQUEST, (me.mac, me.ip), way.to.ip), vec![7; 400]].concat(),
+                named(*b"target"),
+            ],
+        ),
+        Attempt::new(
+            "ARP about others",
+            "overheard",
+            vec![
+                claim(way.to.mac, REQUEST, (me.mac, me.ip), other.ip),
+                claim(BROADCAST, REQUEST, (me.mac, me.ip), gateway.ip),
+                claim(way.to.mac, REPLY, (me.mac, me.ip), gateway.ip),
+            ],
+        )
+        .untold(),
+        Attempt::new(
             "half an ARP packet",
             "truncated",
             vec![claim(way.to.mac, REPLY, (me.mac, other.ip), way.to.ip)[..34].to_vec()],
         ),
+    ]
+}
+
+/// Group membership (IGMP), with a router alert.
+pub fn membership(way: &Way) -> Vec<Attempt> {
+    let say = |kind: u8, to: [u8; 4], rest: &[u8]| {
+        let mut payload = [&[kind, 0, 0, 0][..], rest].concat();
+        let sum = checksum(&payload).to_be_bytes();
+        payload[2..4].copy_from_slice(&sum);
+        let packet =
+            Packet { source: way.me.ip, destination: to.into(), protocol: IGMP, fragment: None, payload };
+        let mut bytes = with_options(&packet, &[148, 4, 0, 0]);
+        bytes[8] = 1;
+        set_total(&mut bytes, None);
+        way.carry(&bytes)
+    };
+    let (group, reports) = ([239, 1, 2, 3], [224, 0, 0, 22]);
+    vec![
+        Attempt::new(
+            "group membership with a word to somebody in it",
+            "multicast",
+            vec![
+                say(0x16, group, b"not the group"),
+                say(0x16, group, &[239, 1, 2, 4]),
+                say(0x22, group, &[0; 4]),
+                [say(0x22, reports, &[0; 4]), b"behind".to_vec()].concat(),
+            ],
+        ),
+        Attempt::new(
+            "questions of a multicast router",
+            "multicast",
+            vec![say(0x11, [224, 0, 0, 1], &[0; 4])],
+        ),
+        Attempt::new(
+            "group membership of its own",
+            "overheard",
+            vec![say(0x16, group, &group), say(0x22, reports, &[0; 4])],
+        )
+        .untold(),
     ]
 }
 
@@ -132,131 +193,18 @@ fn arp_packet(operation: u8, sender: (Mac, IpAddr), target: (Mac, IpAddr)) -> Ve
     [&[0, 1, 8, 0, 6, 4, 0, operation][..], &address(sender), &address(target)].concat()
 }
 
-fn octets(ip: IpAddr) -> Vec<u8> {
+pub fn octets(ip: IpAddr) -> Vec<u8> {
     match ip {
         IpAddr::V4(ip) => ip.octets().to_vec(),
         IpAddr::V6(ip) => ip.octets().to_vec(),
     }
 }
 
-const ROUTER_SOLICITATION: u8 = 133;
-const ROUTER_ADVERTISEMENT: u8 = 134;
-const NEIGHBOUR_SOLICITATION: u8 = 135;
-const NEIGHBOUR_ADVERTISEMENT: u8 = 136;
-const REDIRECT: u8 = 137;
-const SOURCE: u8 = 1;
-const TARGET: u8 = 2;
-
-pub fn discovery(way: &Way) -> Vec<Attempt> {
-    let (me, other, gateway) = (way.me, way.neighbour, way.gateway);
-    let nobody: IpAddr = "::".parse().unwrap();
-    let send = |packet: &Packet| way.carry(&packet_of_255_hops(packet));
-    let ask = |from, target, options: &[u8]| {
-        message(from, way.to, NEIGHBOUR_SOLICITATION, &[&octets(target), options].concat())
-    };
-    let tell = |from, target, options: &[u8]| {
-        message(from, way.to, NEIGHBOUR_ADVERTISEMENT, &[&octets(target), options].concat())
-    };
-    let own = option(TARGET, me.mac);
-    let lie = |kind| option(kind, other.mac);
-    let advertisement = message(me.ip, way.to, ROUTER_ADVERTISEMENT, &[0; 8]);
-    let link_local = message("fe80::1".parse().unwrap(), way.to, ROUTER_ADVERTISEMENT, &[0; 8]);
-    let redirect = message(me.ip, way.to, REDIRECT, &[octets(me.ip), octets(other.ip)].concat());
-    let hidden = behind(&[(DESTINATION_OPTIONS, PAD)], &advertisement);
-    // RFC 7113: the message itself begins in the second fragment.
-    let first_only = Packet { payload: hidden.payload[..8].to_vec(), ..hidden.clone() };
-    vec![
-        Attempt::new(
-            "advertisements of others' addresses",
-            "neighbour-claim",
-            [other.ip, gateway.ip, way.service].map(|ip| send(&tell(me.ip, ip, &own))).into(),
-        ),
-        Attempt::new(
-            "advertisements in others' names",
-            "neighbour-claim",
-            [other.ip, gateway.ip, nobody].map(|from| send(&tell(from, me.ip, &own))).into(),
-        ),
-        Attempt::new(
-            "the own address at another's MAC (discovery)",
-            "neighbour-claim",
-            vec![send(&tell(me.ip, me.ip, &lie(TARGET)))],
-        ),
-        Attempt::new(
-            "a solicitation with another's MAC",
-            "neighbour-claim",
-            vec![
-                send(&ask(me.ip, way.to.ip, &lie(SOURCE))),
-                send(&ask(gateway.ip, way.to.ip, &option(SOURCE, me.mac))),
-                send(&message(me.ip, way.to, ROUTER_SOLICITATION, &lie(SOURCE))),
-            ],
-        ),
-        Attempt::new(
-            "duplicate address detection for another's",
-            "neighbour-claim",
-            vec![send(&ask(nobody, other.ip, &[])), send(&ask(nobody, way.to.ip, &[]))],
-        ),
-        Attempt::new(
-            "options of discovery that do not add up",
-            "neighbour-claim",
-            vec![
-                send(&tell(me.ip, me.ip, &[TARGET, 0, 0, 0, 0, 0, 0, 0])),
-                send(&tell(me.ip, me.ip, &[TARGET, 4, 0, 0, 0, 0, 0, 0])),
-                send(&tell(me.ip, me.ip, &[own.clone(), vec![TARGET]].concat())),
-            ],
-        ),
-        Attempt::new(
-            "discovery in a fragment",
-            "neighbour-claim",
-            vec![send(&fragment(&tell(me.ip, me.ip, &own), 3, 0, true))],
-        ),
-        Attempt::new(
-            "a router advertisement",
-            "forbidden-icmp6",
-            vec![send(&advertisement), send(&link_local)],
-        ),
-        Attempt::new(
-            "a router advertisement behind other headers",
-            "forbidden-icmp6",
-            vec![
-                send(&hidden),
-                send(&fragment(&advertisement, 4, 0, false)),
-                send(&fragment(&hidden, 5, 0, true)),
-            ],
-        ),
-        Attempt::new(
-            "a router advertisement in a second fragment",
-            "truncated",
-            vec![send(&fragment(&first_only, 6, 0, true))],
-        ),
-        Attempt::new("a redirect", "forbidden-icmp6", vec![send(&redirect)]),
-    ]
-}
-
-fn option(kind: u8, mac: Mac) -> Vec<u8> {
-    [&[kind, 1][..], &mac].concat()
-}
-
-/// A message of discovery: type, code, checksum, four bytes (of an advertisement: "override"), the rest.
-fn message(from: IpAddr, to: Party, kind: u8, rest: &[u8]) -> Packet {
-    let mut payload = [&[kind, 0, 0, 0, 0x20, 0, 0, 0], rest].concat();
-    let length = u32::try_from(payload.len()).unwrap().to_be_bytes();
-    let summed = [&octets(from)[..], &octets(to.ip), &length, &[0, 0, 0, ICMPV6], &payload].concat();
-    payload[2..4].copy_from_slice(&checksum(&summed).to_be_bytes());
-    Packet { source: from, destination: to.ip, protocol: ICMPV6, fragment: None, payload }
-}
-
-/// Discovery is not heard with fewer (RFC 4861, 7.1).
-fn packet_of_255_hops(packet: &Packet) -> Vec<u8> {
-    let mut bytes = packet.bytes();
-    bytes[7] = 255;
-    bytes
-}
-
 /// All of this file that makes sense in the way's family.
 pub fn attempts(way: &Way) -> Vec<Attempt> {
     let claims = match way.family {
-        Family::V4 => arp(way),
-        Family::V6 => discovery(way),
+        Family::V4 => [arp(way), membership(way)].concat(),
+        Family::V6 => [discovery::claims(way), discovery::words(way)].concat(),
     };
     frames(way).into_iter().chain(claims).collect()
 }

@@ -2,10 +2,12 @@
 //! of it arrives, all of it is counted and told. Beside it, what looks like it and is lawful, and passes.
 #![expect(clippy::unwrap_used, reason = "tests")]
 
+mod discovery;
 mod frame;
 mod lawful;
 mod link;
 mod network;
+mod ordinary;
 mod proof;
 mod stage;
 mod transport;

@@ -22,7 +22,8 @@ pub fn attempts(way: &Way) -> Vec<Attempt> {
         Family::V6 => extensions(way),
     };
     let destinations = if way.near { destinations(way) } else { tunnels(way) };
-    [sources(way), destinations, headers, lengths(way), fragments(way)].into_iter().flatten().collect()
+    let rest = [dhcp(way), sources(way), headers, lengths(way), fragments(way), after_fragments(way)];
+    rest.into_iter().flatten().chain(destinations).collect()
 }
 
 fn sources(way: &Way) -> Vec<Attempt> {
@@ -90,25 +91,62 @@ fn destinations(way: &Way) -> Vec<Attempt> {
             (&[("ff02::fb", [0x33, 0x33, 0, 0, 0, 0xfb]), ("ff05::1:3", [0x33, 0x33, 0, 1, 0, 3])], "ff02::1")
         }
     };
+    let nobody: &[&str] = match way.family {
+        Family::V4 => &["0.0.0.0", "0.0.0.1", "127.0.0.1", "127.255.255.255"],
+        Family::V6 => &[
+            "::",
+            "::1",
+            "::10.244.1.3",
+            "::ffff:10.244.1.3",
+            "fe80::1",
+            "2002:af4:103::1",
+            "2001:0:af4:103::1",
+        ],
+    };
     let to = |ip: IpAddr, mac, port| {
-        let packet = Packet::udp(way.me.at(67), (ip, port).into(), b"to whom it may concern").bytes();
+        let packet = Packet::udp(way.me.at(1067), (ip, port).into(), b"to whom it may concern").bytes();
         ethernet(mac, way.me.mac, kind(&packet), &packet)
     };
     let group = |(ip, mac): &(&str, Mac)| to(ip.parse().unwrap(), *mac, 5353);
     let all: IpAddr = all.parse().unwrap();
     let echo = Packet::echo_request(way.me.ip, all, 9).bytes();
+    let (server, client) = if way.family == Family::V4 { (67, 68) } else { (547, 546) };
+    let offer = Packet::udp(way.me.at(server), (all, client).into(), b"take this address").bytes();
+    let offer = ethernet(BROADCAST, way.me.mac, kind(&offer), &offer);
     vec![
         Attempt::new("to a group", "multicast", groups.iter().map(group).collect()),
         Attempt::new("to everybody", "multicast", vec![to(all, BROADCAST, 53)]),
-        Attempt::new("a DHCP offer to everybody", "multicast", vec![to(all, BROADCAST, 68)]),
+        Attempt::new("a DHCP offer to everybody", "multicast", vec![offer]),
         Attempt::new(
             "an echo request to everybody",
             "multicast",
             vec![ethernet(BROADCAST, way.me.mac, kind(&echo), &echo)],
         ),
+        Attempt::new(
+            "to addresses that are nobody's",
+            "nobodys-address",
+            nobody.iter().map(|ip| to(ip.parse().unwrap(), way.to.mac, 53)).collect(),
+        ),
+        // The bridge takes it where the frame says.
+        Attempt::new(
+            "to a third pod's address",
+            "wrong-destination",
+            vec![to(way.neighbour.ip, way.to.mac, 53)],
+        ),
         // RFC 1122, 3.3.6: one pod's address in a frame for all.
         Attempt::new("to one pod in a frame for everybody", "multicast", vec![to(way.to.ip, BROADCAST, 53)]),
     ]
+}
+
+/// As a server that answers, from whichever port, and as one that asks a server's client.
+fn dhcp(way: &Way) -> Vec<Attempt> {
+    let (server, client) = if way.family == Family::V4 { (67, 68) } else { (547, 546) };
+    let say = |from, to| way.send(&Packet::udp(way.me.at(from), way.to.at(to), b"take this address"));
+    vec![Attempt::new(
+        "a DHCP server",
+        "dhcp-server",
+        vec![say(server, client), say(server, 1067), say(1067, client), say(server, server)],
+    )]
 }
 
 /// Frames of its own making on the overlay, wrapped as another node would wrap them.
@@ -124,7 +162,22 @@ fn tunnels(way: &Way) -> Vec<Attempt> {
         Attempt { arrivals: vec![inner], ..Attempt::new(name, "tunnel", frames) }
     };
     let other = way.overlay;
+    let raw = |ip: IpAddr, protocol: u8| {
+        let payload = way.datagram(40_013).bytes();
+        way.send(&Packet { source: way.me.ip, destination: ip, protocol, fragment: None, payload })
+    };
+    // IP in IP, IPv6 in IP, GRE, ESP, IPIP, EtherIP, L2TP, MPLS in IP.
+    let all = |ip: IpAddr| [4, 41, 47, 50, 94, 97, 115, 137].map(|protocol| raw(ip, protocol)).to_vec();
+    let unkeyed = |ip: IpAddr| [4, 41, 47, 94, 97, 115, 137].map(|protocol| raw(ip, protocol)).to_vec();
     vec![
+        Attempt::new("tunnels of its own to the other node", "tunnel", all(way.nodes[1])).at_node(),
+        Attempt::new(
+            "tunnels of its own to the own node",
+            "tunnel",
+            [way.nodes[0], way.gateway.ip, other.ip].into_iter().flat_map(all).collect(),
+        )
+        .lost_anyway(true),
+        Attempt::new("tunnels of its own to the world", "tunnel", unkeyed(way.world)).lost_anyway(true),
         attempt("a tunnel to the other node", other.mac, 40_010, &[way.nodes[1]]),
         attempt("a tunnel to the other node's overlay address", other.mac, 40_011, &[other.ip]),
         attempt("a tunnel to the own node", own_device, 40_012, &[way.nodes[0], way.gateway.ip]),
@@ -190,6 +243,11 @@ fn extensions(way: &Way) -> Vec<Attempt> {
             "extension-headers",
             vec![with(&[(FRAGMENT, part), (FRAGMENT, part)])],
         ),
+        Attempt::new(
+            "headers that others would read past",
+            "extension-headers",
+            [135, 139, 140].map(|number| with(&[(number, &[0; 6])])).into(),
+        ),
         Attempt::new("a header longer than the packet", "truncated", {
             let mut frame = with(&[(DESTINATION_OPTIONS, PAD)]);
             frame[14 + 41] = 200;
@@ -234,6 +292,25 @@ fn lengths(way: &Way) -> Vec<Attempt> {
         )
         .lost_anyway(!way.near),
     ];
+    let length = |of: u16| {
+        let mut packet = way.datagram(40_014);
+        packet.payload[4..6].copy_from_slice(&of.to_be_bytes());
+        way.send(&packet)
+    };
+    let offset = |words: u8| {
+        let mut packet = way.segment(SYN);
+        packet.payload[12] = words << 4;
+        way.send(&packet)
+    };
+    let true_length = u16::try_from(way.datagram(40_014).payload.len()).unwrap();
+    let lies = [
+        Attempt::new(
+            "datagrams that lie about their length",
+            "invalid-header",
+            [0, 1, 7, 8, true_length - 1, true_length + 1, 0xffff].map(length).into(),
+        ),
+        Attempt::new("a TCP header beyond the packet", "truncated", [6, 15].map(offset).into()),
+    ];
     let own = match way.family {
         Family::V4 => vec![
             Attempt::new(
@@ -270,9 +347,17 @@ fn lengths(way: &Way) -> Vec<Attempt> {
             )
             .lost_anyway(!way.near),
             Attempt::new("a payload length of zero", "truncated", vec![edit(&|b| b[4..6].fill(0))]),
+            // RFC 2675: the option says 64 KiB.
+            Attempt::new("a jumbogram that is none", "truncated", {
+                let mut frame =
+                    way.send(&behind(&[(HOP_BY_HOP, &[0xc2, 4, 0, 1, 0, 0])], &way.datagram(40_015)));
+                frame[14 + 4..14 + 6].fill(0);
+                vec![frame]
+            })
+            .lost_anyway(!way.near),
         ],
     };
-    either.into_iter().chain(own).collect()
+    either.into_iter().chain(lies).chain(own).collect()
 }
 
 fn fragments(way: &Way) -> Vec<Attempt> {
@@ -302,9 +387,68 @@ fn fragments(way: &Way) -> Vec<Attempt> {
                 piece(&datagram, 25, 8, 72),
                 piece(&datagram, 26, 16, 40),
                 piece(&echo, 27, 8, 32),
-                // The largest offset: what it would be joined to is longer than a packet can be.
-                way.send(&fragment(&datagram, 28, 0xfff8, false)),
             ],
         ),
     ]
+}
+
+/// What a first fragment that was allowed, or was not, does for later ones.
+fn after_fragments(way: &Way) -> Vec<Attempt> {
+    let datagram = Packet::udp(way.me.at(43_000), way.to.at(53), &[7; 120]);
+    let segment = Packet::tcp(way.me.at(43_000), way.to.at(80), SYN, &[7; 100]);
+    let piece = |packet: &Packet, id, offset: u16, payload: &[u8], more| {
+        way.send(&fragment(&Packet { payload: payload.to_vec(), ..packet.clone() }, id, offset, more))
+    };
+    let first = |packet: &Packet, id| piece(packet, id, 0, &packet.payload[..64], true);
+    let others = Packet::udp(way.me.at(43_000), way.neighbour.at(53), &[7; 120]);
+    let (server, client) = if way.family == Family::V4 { (67, 68) } else { (547, 546) };
+    let denied = Packet::udp(way.me.at(server), way.to.at(client), &[8; 120]);
+    let mut attempts = vec![
+        Attempt::new(
+            "fragments of no datagram",
+            "invalid-header",
+            vec![
+                piece(&datagram, 50, 64, &[9; 7], true),
+                piece(&datagram, 50, 64, &[], false),
+                piece(&datagram, 50, 64, &[], true),
+                // What it would be joined to is longer than a datagram can be.
+                piece(&datagram, 50, 0xfff8, &[9; 64], false),
+                piece(&datagram, 51, 0, &datagram.payload[..63], true),
+            ],
+        )
+        .after(vec![first(&datagram, 50)]),
+        Attempt::new(
+            "fragments over a TCP header that was allowed",
+            "invalid-header",
+            vec![piece(&segment, 52, 8, &[9; 64], true), piece(&segment, 52, 16, &[9; 64], false)],
+        )
+        .after(vec![first(&segment, 52)]),
+        Attempt::new("a second first fragment", "dhcp-server", vec![first(&denied, 53)])
+            .after(vec![first(&datagram, 53)]),
+        Attempt::new(
+            "fragments after a first that was not allowed",
+            "fragment-not-tracked",
+            vec![piece(&denied, 54, 64, &[9; 64], false)],
+        )
+        .after(vec![first(&denied, 54)]),
+        Attempt::new(
+            "fragments after a first of another number, protocol or receiver",
+            "fragment-not-tracked",
+            vec![
+                piece(&datagram, 56, 64, &[9; 64], false),
+                piece(&segment, 55, 64, &[9; 64], false),
+                piece(&datagram, 57, 64, &[9; 64], false),
+            ],
+        )
+        .after(vec![first(&datagram, 55), first(&others, 57)]),
+    ];
+    if way.family == Family::V6 {
+        let hidden = behind(&[(DESTINATION_OPTIONS, PAD)], &datagram);
+        attempts.push(Attempt::new(
+            "headers behind a fragment's, to be written over",
+            "extension-headers",
+            vec![piece(&hidden, 58, 0, &hidden.payload[..64], true)],
+        ));
+    }
+    attempts
 }

@@ -47,7 +47,7 @@ const SERVICE_V4: &str = "10.96.0.53";
 const SERVICE_V6: &str = "fd00:10:96::53";
 
 /// One kind of trick, on one way.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub struct Attempt {
     pub name: &'static str,
     /// Word of the reason that drops every frame.
@@ -57,11 +57,45 @@ pub struct Attempt {
     pub arrivals: Vec<Vec<u8>>,
     /// A network without bulkhead delivers it, so that an arrival would be seen.
     pub seen: bool,
+    /// Sent before, whatever becomes of it.
+    pub lead: Vec<Vec<u8>>,
+    /// It would arrive at the other node itself, and not at the victim.
+    pub at_node: bool,
+    /// The flow log tells of it.
+    pub told: bool,
 }
 
 impl Attempt {
     pub fn new(name: &'static str, reason: &'static str, frames: Vec<Vec<u8>>) -> Self {
-        Self { name, reason, arrivals: frames.clone(), frames, seen: true }
+        Self {
+            name,
+            reason,
+            arrivals: frames.clone(),
+            frames,
+            seen: true,
+            lead: Vec::new(),
+            at_node: false,
+            told: true,
+        }
+    }
+
+    #[must_use]
+    pub fn after(mut self, lead: Vec<Vec<u8>>) -> Self {
+        self.lead = lead;
+        self
+    }
+
+    #[must_use]
+    pub fn at_node(mut self) -> Self {
+        self.at_node = true;
+        self
+    }
+
+    /// Lawful to say and not for the victim to hear: counted, and nobody's fault.
+    #[must_use]
+    pub fn untold(mut self) -> Self {
+        self.told = false;
+        self
     }
 
     /// What some step of the way loses on any network: the counter and the log have to do.
@@ -198,6 +232,7 @@ pub struct Stage {
     wire: Wire,
     /// Near and far.
     pub at_victims: [Wire; 2],
+    pub at_node: Wire,
     pub ways: Vec<Way>,
 }
 
@@ -224,6 +259,7 @@ impl Stage {
         let victims = VICTIMS.map(|victim| lab.pod(victim));
         let wire = Wire::open(root.netns());
         let at_victims = victims.each_ref().map(|victim| Wire::open(victim.netns()));
+        let at_node = Wire::open(lab.node(2).netns());
         let neighbour = Wire::open(lab.pod(NEIGHBOUR).netns()).mac();
         let gateway = mac_of(&root, "cni0");
         let ways = [true, false].into_iter().flat_map(|near| FAMILIES.map(|family| (near, family)));
@@ -249,7 +285,7 @@ impl Stage {
             }
         };
         let ways = ways.map(way).collect();
-        let mut stage = Self { lab, root, wire, at_victims, ways };
+        let mut stage = Self { lab, root, wire, at_victims, at_node, ways };
         stage.sees_through(OWN_PORT); // and every neighbour is resolved
         for way in &stage.ways {
             let hello = Packet::udp(way.neighbour.at(NEIGHBOURS_PORT), way.to.at(53), HELLO);

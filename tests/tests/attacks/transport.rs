@@ -29,6 +29,9 @@ pub fn attempts(way: &Way) -> Vec<Attempt> {
     };
     let cut =
         |error: Packet, keep: usize| way.send(&Packet { payload: error.payload[..keep].to_vec(), ..error });
+    let strange = [0, FIN, SYN | FIN, SYN | RST]
+        .map(|flags| way.send(&Packet::tcp(way.me.at(40_100), way.to.at(80), flags, b"")))
+        .into();
     let unreachable = Packet::error(way.me.ip, Trouble::PortUnreachable, &never_sent);
     vec![
         Attempt::new(
@@ -37,12 +40,13 @@ pub fn attempts(way: &Way) -> Vec<Attempt> {
             flags(&[SYN | FIN, SYN | RST, SYN | ACK | FIN, SYN | FIN | RST | PSH | ACK | URG]),
         ),
         Attempt::new("a TCP header shorter than one", "invalid-header", vec![offset(0), offset(4)]),
-        Attempt::new("a scan without flags", "not-tracked", flags(&[0])),
+        Attempt::new("a scan without flags", "invalid-header", flags(&[0])),
         Attempt::new(
             "a scan with all the wrong flags",
-            "not-tracked",
-            flags(&[FIN, FIN | PSH | URG, URG, RST]),
+            "invalid-header",
+            flags(&[FIN, FIN | PSH | URG, URG, PSH, 0xc0]),
         ),
+        Attempt::new("a reset out of nothing", "not-tracked", flags(&[RST])),
         Attempt::new(
             "answers that nobody asked for",
             "not-tracked",
@@ -56,6 +60,8 @@ pub fn attempts(way: &Way) -> Vec<Attempt> {
         Attempt::new("errors about what was never sent", "error-not-tracked", quoting(&never_sent)),
         Attempt::new("errors about what others were sent", "error-not-tracked", quoting(&others)),
         Attempt::new("errors about packets of its own", "error-not-tracked", quoting(&own)),
+        Attempt::new("strange flags in a connection", "invalid-header", strange)
+            .after(vec![way.send(&Packet::tcp(way.me.at(40_100), way.to.at(80), SYN, b""))]),
         Attempt::new(
             "errors that quote too little",
             "error-not-tracked",

@@ -5,6 +5,7 @@ use std::{
     time::{Duration, Instant},
 };
 
+use bulkhead_ebpf::abi::ABI_VERSION;
 use lab::{Family, Outcome, Plan, ProxyMode, Stream, Transport, agent::Agent};
 use serde_json::json;
 
@@ -36,7 +37,7 @@ fn conversations_through_services_survive_an_upgrade_with_another_layout() {
     let live = converse_with(&stage, &["shop/far-a", "shop/local", "shop/self"]);
     for agent in stage.lab.agents() {
         assert!(agent.terminate().unwrap().success());
-        agent.start_with(&["--pretend-abi", "3"]).unwrap();
+        agent.start_with(&["--pretend-abi", &(ABI_VERSION + 1).to_string()]).unwrap();
     }
     stage.lab.settle().unwrap();
     stage.expect(

@@ -74,7 +74,7 @@ impl Case {
         let settings = Settings {
             tenant_label: random.chance(70).then(|| DEFAULT_TENANT_LABEL.to_owned()),
             local_node_egress: random.chance(60),
-            backends_elsewhere_judged: true,
+            ..Settings::default()
         };
         let mut objects = random.nodes();
         objects.extend(random.namespaces());

@@ -297,6 +297,61 @@ fn two_services_at_one_frontend_must_both_be_allowed() {
 }
 
 #[test]
+fn nobody_reaches_a_service_with_a_tunnel_behind_it() {
+    let draining = |objects: &mut Vec<Object>| {
+        for object in objects {
+            if let Object::EndpointSlice(slice) = object {
+                slice.draining = std::mem::take(&mut slice.addresses);
+            }
+        }
+    };
+    let class = |targets: &[&str], protocol, drains: bool, settings: &Settings| {
+        let mut offered = service("s", 1, targets);
+        if drains {
+            draining(&mut offered);
+        }
+        for object in &mut offered {
+            match object {
+                Object::Service(service) => {
+                    service.ports =
+                        service.ports.iter().map(|p| ServicePort { protocol, ..p.clone() }).collect();
+                }
+                Object::EndpointSlice(slice) => {
+                    slice.ports = slice.ports.iter().map(|p| SlicePort { protocol, ..p.clone() }).collect();
+                }
+                _ => {}
+            }
+        }
+        let compiled = compiled(objects().into_iter().chain(offered), settings);
+        let frontend = |address, port| Frontend { protocol, ..frontend(address, port) };
+        let reached = [("10.96.0.1", 80), ("192.168.0.1", 30001), ("0.0.0.0", 30001)];
+        let classes = reached.map(|(address, port)| &compiled.services[&frontend(address, port)]);
+        let tunnels = classes.map(|class| **class == Identity::Tunnel);
+        if tunnels[0] {
+            let decision = compiled.endpoints[&Key::new("shop", "web")].decide_service(classes[0]);
+            assert_eq!(decision, Decision::NoRule, "open as its egress is");
+        }
+        tunnels
+    };
+    let (tcp, udp) = (Protocol::Tcp, Protocol::Udp);
+    let (usual, none) = (Settings::default(), Settings { tunnel_port: 0, ..Settings::default() });
+    for (case, targets, protocol, drains, settings, want) in [
+        ("another node's", &["192.168.0.2 8472"][..], udp, false, &usual, true),
+        ("the own node's", &["192.168.0.1 8472"], udp, false, &usual, true),
+        ("an address of a node that nobody knows", &["8.8.8.8 8472"], udp, false, &usual, true),
+        ("an address that is no pod's yet", &["10.244.1.99 8472"], udp, false, &usual, true),
+        ("among others", &[DB, "192.168.0.2 8472"], udp, false, &usual, true),
+        ("live connections go there still", &["192.168.0.2 8472"], udp, true, &usual, true),
+        ("a pod's", &["10.244.2.11 8472"], udp, false, &usual, false),
+        ("another port", &["192.168.0.2 8473"], udp, false, &usual, false),
+        ("another protocol", &["192.168.0.2 8472"], tcp, false, &usual, false),
+        ("no tunnels", &["192.168.0.2 8472"], udp, false, &none, false),
+    ] {
+        assert_eq!(class(targets, protocol, drains, settings), [want; 3], "{case}");
+    }
+}
+
+#[test]
 fn isolation_without_rules_admits_no_service() {
     let policies = vec![policy("shop/all", all(), OUT_OF, vec![])];
     assert_eq!(decide(&[DB], policies, &Settings::default()), Decision::NoRule);

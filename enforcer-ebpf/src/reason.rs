@@ -56,14 +56,16 @@ pub enum Reason {
     PolicyDenied = 81,
     /// The other end belongs to another tenant.
     TenantBoundary = 82,
+    /// Allowed, but the pod has begun (or been asked for) more than its budget of table entries.
+    OverBudget = 83,
 }
 
 pub const FIRST_DROP: u8 = 64;
 /// Entries of the counter map: one past the highest code.
-pub const REASONS: u32 = 83;
+pub const REASONS: u32 = 84;
 
 impl Reason {
-    pub const ALL: [Self; 26] = [
+    pub const ALL: [Self; 27] = [
         Self::Tracked,
         Self::Allowed,
         Self::Related,
@@ -90,6 +92,7 @@ impl Reason {
         Self::Tunnel,
         Self::PolicyDenied,
         Self::TenantBoundary,
+        Self::OverBudget,
     ];
 
     /// The reason of a code that was made from one.
@@ -140,6 +143,7 @@ impl Reason {
             Self::Tunnel => "tunnel",
             Self::PolicyDenied => "policy-denied",
             Self::TenantBoundary => "tenant-boundary",
+            Self::OverBudget => "over-budget",
         }
     }
 }

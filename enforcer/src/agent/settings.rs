@@ -58,6 +58,11 @@ pub struct Settings {
     #[arg(long, env = "BULKHEAD_MAX_CONNECTIONS", value_name = "N", default_value_t = 1 << 18,
           value_parser = clap::value_parser!(u32).range(1024..=1 << 26))]
     pub max_connections: u32,
+    /// Connections that one pod may begin per second, and twice as many at once; it may be asked four times as many. What
+    /// it has begun goes on; what would be more is dropped and counted. 0: no limit.
+    #[arg(long, env = "BULKHEAD_NEW_CONNECTIONS", value_name = "N", default_value_t = 10_000,
+          value_parser = clap::value_parser!(u32).range(..=1_000_000_000))]
+    pub new_connections: u32,
     /// UDP port of the overlay's tunnels, to which no pod may send on a node; 0: no tunnel.
     #[arg(long, env = "BULKHEAD_TUNNEL_PORT", value_name = "PORT", default_value_t = 8472)]
     pub tunnel_port: u16,

@@ -2,10 +2,14 @@
 
 use std::io;
 
-use aya::maps::{HashMap, MapData, MapError};
+use aya::maps::{HashMap, IterableMap, MapData, MapError};
 use bulkhead_ebpf::abi::{CONN_COUNTER, CONN_TRANSLATED, Conn, ConnKey};
 
-use super::{DatapathError, kernel::absent_is_gone};
+use super::{
+    DatapathError,
+    kernel::{absent_is_gone, max_entries},
+    walk::walk,
+};
 
 /// One family's connection table.
 pub struct ConnTable<'a, A>(&'a mut HashMap<MapData, ConnKey<A>, Conn>)
@@ -20,9 +24,22 @@ where
         Self(map)
     }
 
-    /// Entries as they are while others come and go; one may be missed or seen twice.
+    /// As [`ConnTable::walk`], one by one: for small tables.
     pub fn entries(&self) -> impl Iterator<Item = (ConnKey<A>, Conn)> {
         self.0.iter().filter_map(Result::ok)
+    }
+
+    /// Hands over all entries, some at a time, as they are while others come and go; one may be missed or seen twice.
+    pub fn walk(&self, each: impl FnMut(&[ConnKey<A>], &[Conn])) -> Result<(), DatapathError>
+    where
+        A: Default,
+    {
+        walk(self.0.map(), each).map_err(DatapathError::Walk)
+    }
+
+    /// Entries that it can hold.
+    pub fn capacity(&self) -> Result<usize, DatapathError> {
+        Ok(max_entries(self.0.map())?)
     }
 
     pub fn get(&self, key: &ConnKey<A>) -> Option<Conn> {

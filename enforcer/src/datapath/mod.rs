@@ -18,6 +18,7 @@ pub mod predecessor;
 pub mod programs;
 pub mod removal;
 pub mod ruling;
+pub mod shares;
 mod sizes;
 pub mod sweep;
 mod table;
@@ -26,6 +27,7 @@ mod tests;
 mod tidy;
 mod transition;
 mod usage;
+mod walk;
 mod withdrawal;
 
 use std::{
@@ -85,6 +87,8 @@ pub enum DatapathError {
     NoSuchProgram(&'static str),
     #[error(transparent)]
     Numbers(#[from] NumbersError),
+    #[error("cannot read the connections")]
+    Walk(#[source] io::Error),
     #[error("more than {} pods on one node: the marks of their packets do not suffice", abi::ORIGINS - 1)]
     OutOfMarks,
 }

@@ -5,7 +5,7 @@
 #[path = "../../enforcer-ebpf/tests/scene/mod.rs"]
 mod scene;
 
-use std::{net::IpAddr, time::Duration};
+use std::{collections::BTreeSet, net::IpAddr, time::Duration};
 
 use aya::{
     Ebpf, EbpfLoader, Pod,
@@ -14,6 +14,10 @@ use aya::{
         lpm_trie::{Key, LpmTrie},
     },
     programs::{SchedClassifier, TestRun, TestRunOptions},
+};
+use bulkhead::datapath::{
+    kernel::Maps,
+    programs::{Capacity, load_private},
 };
 use bulkhead_ebpf::{
     abi::{
@@ -334,6 +338,31 @@ fn kernel_and_host_agree_on_sequences_of_frames() {
             Ok(())
         })
         .unwrap();
+}
+
+#[test]
+fn a_walk_meets_every_connection_once_and_knows_the_tables_size() {
+    const SIZE: u32 = 20_000;
+    let mut ebpf = load_private(Capacity { connections: SIZE }).unwrap();
+    let mut maps = Maps::take(&mut ebpf).unwrap();
+    let key = |number: u32| ConnKey4 { addresses: [number.to_be_bytes(), [9; 4]], ..ConnKey4::default() };
+    let mut want = BTreeSet::new();
+    for number in 0..SIZE / 2 {
+        assert!(
+            maps.conns_v4()
+                .learn(&key(number), &Conn { last_seen: number, ..Conn::default() }, None)
+                .unwrap()
+        );
+        want.insert((key(number), number));
+    }
+    let mut met = Vec::new();
+    maps.conns_v4()
+        .walk(|keys, conns| met.extend(keys.iter().copied().zip(conns.iter().map(|conn| conn.last_seen))))
+        .unwrap();
+    assert_eq!((met.len(), met.into_iter().collect::<BTreeSet<_>>()), (want.len(), want));
+    let mut none = 0;
+    maps.conns_v6().walk(|keys, _| none += keys.len()).unwrap();
+    assert_eq!((none, maps.conns_v4().capacity().unwrap()), (0, SIZE as usize));
 }
 
 #[test]

@@ -61,7 +61,7 @@ pub struct Flood {
 }
 
 impl Flood {
-    /// From inside the pod, in its own name, to addresses outside the cluster: 198.18.0.0/16 or 2001:db8:18::/112, which
+    /// From inside the pod, in its own name, to addresses outside the cluster: 198.18.0.0/16 or `2001:db8:18::/112`, which
     /// nobody has.
     pub fn start(pod: &Pod, family: Family, kind: Kind) -> Result<Self> {
         let stop = Arc::new(AtomicBool::new(false));
@@ -134,9 +134,8 @@ fn template(source: IpAddr, kind: Kind) -> Template {
     let header = if source.is_ipv4() { 20 } else { 40 };
     let places = match (kind, source) {
         (Kind::Syn | Kind::Udp, _) => [header, header + 2],
-        (Kind::Icmp, _) => [header + 4, header + 6],
         (Kind::Fragments, IpAddr::V4(_)) => [4, 4],
-        (Kind::Fragments, IpAddr::V6(_)) => [header + 4, header + 6],
+        (Kind::Icmp, _) | (Kind::Fragments, IpAddr::V6(_)) => [header + 4, header + 6],
     };
     let to = SockaddrStorage::from(SocketAddr::new(destination, 0));
     Template { bytes: packet.bytes(), to, address: header - 2, places }
@@ -154,13 +153,13 @@ fn flood(template: &Template, kind: Kind, stop: &AtomicBool, sent: &AtomicU64) -
     let mut random = Random(0x9e37_79b9_7f4a_7c15 ^ u64::from(std::process::id()));
     while !stop.load(Ordering::Relaxed) {
         for (packet, address) in packets.iter_mut().zip(&mut addresses) {
-            let [a, b, c, d, e, f, ..] = random.next().to_ne_bytes();
-            for (place, value) in template.places.iter().zip([[a, b], [c, d]]) {
-                packet[*place..place + 2].copy_from_slice(&value);
+            let noise = random.next().to_ne_bytes();
+            for (place, value) in template.places.iter().zip(noise.chunks(2)) {
+                packet[*place..place + 2].copy_from_slice(value);
             }
             if kind != Kind::Fragments {
-                packet[template.address..template.address + 2].copy_from_slice(&[e, f]);
-                address[low..low + 2].copy_from_slice(&[e, f]);
+                packet[template.address..template.address + 2].copy_from_slice(&noise[4..6]);
+                address[low..low + 2].copy_from_slice(&noise[4..6]);
             }
         }
         let mut parts: Vec<_> = packets

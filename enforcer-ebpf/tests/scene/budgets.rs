@@ -1,10 +1,11 @@
 //! What a pod may begin, and who pays for it.
+#![expect(clippy::too_many_lines, reason = "the table of cases is long")]
 
 use bulkhead_ebpf::{
     abi::Limits,
     decide::Hook::{FromPod, ToPod},
     host::frames::udp,
-    packet::{TCP_SYN, UDP},
+    packet::{TCP_RST, TCP_SYN, UDP},
     reason::Reason as R,
 };
 
@@ -124,7 +125,7 @@ pub fn budgets(cases: &mut Vec<Case>, v6: bool) {
             return ar.frame(44, &[&[UDP, 0, high, low, 0, 0, 0, id], payload].concat());
         }
         let mut frame = ar.frame(UDP, payload);
-        let [high, low] = (at / 8 | u16::from(first) << 13).to_be_bytes();
+        let [high, low] = ((at / 8) | (u16::from(first) << 13)).to_be_bytes();
         (frame[19], frame[20], frame[21]) = (id, high, low);
         frame
     };
@@ -148,9 +149,9 @@ pub fn budgets(cases: &mut Vec<Case>, v6: bool) {
         vec![
             limits(1, 1),
             Packet(A, FromPod, ar.tcp(1, 2, TCP_SYN), R::Allowed),
-            Packet(A, ToPod, ra.tcp(2, 1, bulkhead_ebpf::packet::TCP_RST), R::Tracked),
+            Packet(A, ToPod, ra.tcp(2, 1, TCP_RST), R::Tracked),
             Packet(A, FromPod, ar.tcp(1, 2, TCP_SYN), R::Allowed),
-            Packet(A, ToPod, ra.tcp(2, 1, bulkhead_ebpf::packet::TCP_RST), R::Tracked),
+            Packet(A, ToPod, ra.tcp(2, 1, TCP_RST), R::Tracked),
             Packet(A, FromPod, ar.tcp(1, 2, TCP_SYN), R::OverBudget),
         ],
     );

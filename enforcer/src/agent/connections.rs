@@ -143,8 +143,9 @@ where
     let surplus = census.surplus(capacity);
     if !surplus.is_empty() {
         let shed = shed(table, flows, surplus, tick)?;
-        (seen.shed, removed, entries) =
-            (seen.shed + shed, removed + shed, entries.saturating_sub(shed as usize));
+        entries = entries.saturating_sub(shed);
+        seen.shed += shed as u64;
+        removed += shed as u64;
     }
     seen.removed += removed;
     seen.look(entered, entries);
@@ -157,7 +158,7 @@ fn shed<A>(
     flows: &Pipeline,
     mut surplus: Surplus,
     tick: u32,
-) -> Result<u64, DatapathError>
+) -> Result<usize, DatapathError>
 where
     A: Copy + Default + Into<IpAddr> + Hash,
     ConnKey<A>: aya::Pod,
@@ -171,7 +172,7 @@ where
     let mut shed = 0;
     for (key, is_told) in chosen {
         let conn = if is_told { table.get(&key) } else { None };
-        shed += u64::from(match conn {
+        shed += usize::from(match conn {
             Some(conn) => end(table, flows, &key, &conn),
             None => table.remove(&key).is_ok(),
         });

@@ -123,6 +123,8 @@ mod tests {
     const NOW: u32 = 10_000;
     const FLOODER: u16 = 9;
 
+    type Case<'a> = (&'a str, &'a [(usize, Conn)], &'a [usize]);
+
     fn conn(origin: u16, state: u8, age: u32) -> Conn {
         Conn { origin, state, last_seen: NOW - age, ..Conn::default() }
     }
@@ -142,7 +144,6 @@ mod tests {
     fn room_is_taken_from_who_has_most_and_first_what_is_missed_least() {
         let flood = |age| conn(FLOODER, 0, age);
         let talk = |owner, age| conn(owner, CONN_REPLIED, age);
-        type Case<'a> = (&'a str, &'a [(usize, Conn)], &'a [usize]);
         let cases: [Case<'_>; 9] = [
             ("half a table needs nothing", &[(500, flood(20))], &[0]),
             ("one who has more than half", &[(100, talk(1, 9000)), (800, flood(20))], &[0, 400]),

@@ -17,12 +17,12 @@ const BATCH: usize = 4096;
 /// Of `enum bpf_cmd` in `linux/bpf.h`.
 const BPF_MAP_LOOKUP_BATCH: libc::c_long = 24;
 
-/// The part of `union bpf_attr` that the batch commands use.
+/// The part of `union bpf_attr` that the batch commands use; `in_batch` and `out_batch` there are `from` and `until`.
 #[repr(C)]
 #[derive(Default)]
 struct Batch {
-    in_batch: u64,
-    out_batch: u64,
+    from: u64,
+    until: u64,
     keys: u64,
     values: u64,
     count: u32,
@@ -49,8 +49,8 @@ where
     let (mut place, mut next, mut first) = (0_u32, 0_u32, true);
     loop {
         let mut batch = Batch {
-            in_batch: if first { 0 } else { address(ptr::from_mut(&mut place)) },
-            out_batch: address(ptr::from_mut(&mut next)),
+            from: if first { 0 } else { address(ptr::from_mut(&mut place)) },
+            until: address(ptr::from_mut(&mut next)),
             keys: address(keys.as_mut_ptr()),
             values: address(values.as_mut_ptr()),
             count: u32::try_from(BATCH).expect("small"),

@@ -2,10 +2,14 @@
 
 use std::{collections::BTreeSet, fs};
 
+use bulkhead_ebpf::abi::ABI_VERSION;
 use lab::{Family, Outcome, Plan, Transport, agent::Agent};
 use serde_json::json;
 
 use crate::shop::{Shop, status};
+
+/// A layout that this build has never heard of.
+const NEXT: u32 = ABI_VERSION + 1;
 
 fn versions(agent: &Agent) -> BTreeSet<String> {
     let entries = fs::read_dir(agent.bpffs()).unwrap();
@@ -33,16 +37,16 @@ fn an_upgrade_with_another_layout_and_the_way_back_are_noticed_by_nobody() {
     let shop = Shop::open(Plan::bulkhead());
     for agent in shop.lab.agents() {
         end(agent);
-        agent.start_with(&["--pretend-abi", "3"]).unwrap();
-        let status = taken_over(agent, 3);
+        agent.start_with(&["--pretend-abi", &NEXT.to_string()]).unwrap();
+        let status = taken_over(agent, NEXT);
         let adoption = &status["datapath"]["adoption"];
         assert!(adoption["connectionsCarried"].as_u64() > Some(0), "{adoption}");
     }
     shop.goes_on("after the upgrade");
     for agent in shop.lab.agents() {
         end(agent);
-        agent.start().unwrap(); // it has never heard of version 3: the sockets tell
-        let status = taken_over(agent, 2);
+        agent.start().unwrap(); // it has never heard of that version: the sockets tell
+        let status = taken_over(agent, ABI_VERSION);
         assert_eq!(status["datapath"]["adoption"]["connectionsCarried"], 0);
         assert!(status["running"]["imported"].as_u64() > Some(0), "{}", status["running"]);
     }

@@ -36,7 +36,8 @@ fn conversations_through_services_survive_an_upgrade_with_another_layout() {
     let live = converse_with(&stage, &["shop/far-a", "shop/local", "shop/self"]);
     for agent in stage.lab.agents() {
         assert!(agent.terminate().unwrap().success());
-        agent.start_with(&["--pretend-abi", "3"]).unwrap();
+        let next = bulkhead_ebpf::abi::ABI_VERSION + 1;
+        agent.start_with(&["--pretend-abi", &next.to_string()]).unwrap();
     }
     stage.lab.settle().unwrap();
     stage.expect(

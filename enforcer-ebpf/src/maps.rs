@@ -45,8 +45,9 @@ static RULES: LpmTrie<RuleKey, u32> = LpmTrie::with_max_entries(1 << 22, 0);
 static CONNS_V4: LruHashMap<[u64; 2], Conn> = LruHashMap::with_max_entries(1 << 18, 0);
 #[map]
 static CONNS_V6: LruHashMap<[u64; 5], Conn> = LruHashMap::with_max_entries(1 << 18, 0);
+/// More than one pod can enter at once by its budget, as it is if not set otherwise.
 #[map]
-static FRAGMENTS: LruHashMap<FragmentKey, Fragment> = LruHashMap::with_max_entries(8192, 0);
+static FRAGMENTS: LruHashMap<FragmentKey, Fragment> = LruHashMap::with_max_entries(1 << 15, 0);
 #[map]
 static DROPS: LruHashMap<DropKey, DropCount> = LruHashMap::with_max_entries(16384, 0);
 #[map]

@@ -195,3 +195,28 @@ where
     }
     true
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_neither_there_nor_was_removed_has_been_evicted() {
+        let mut table = Table::default();
+        // Of before the agent's time nobody knows.
+        table.look(5000, 1000);
+        assert_eq!(table.evicted, 0);
+        // 500 more came, as many expired.
+        table.removed = 500;
+        table.look(5500, 1000);
+        assert_eq!(table.evicted, 0);
+        // 3000 came, and the table has room for 2000.
+        table.look(8500, 2000);
+        assert_eq!(table.evicted, 2000);
+        // What was entered while the entries were counted hides some, and is no reason to take anything back.
+        table.look(8500, 2100);
+        assert_eq!(table.evicted, 2000);
+        table.look(9000, 2000);
+        assert_eq!(table.evicted, 2500);
+    }
+}

@@ -11,7 +11,7 @@ use lab::{AgentOptions, Family, Lab, Plan, Pod, PodSpec, Transport};
 use serde_json::Value;
 
 /// For what must happen, on a loaded machine.
-pub const PATIENCE: Duration = Duration::from_secs(60);
+pub const PATIENCE: Duration = Duration::from_mins(1);
 /// Of one connection attempt and one answer: long enough for TCP to try again a few times.
 const ANSWERS_WITHIN: Duration = Duration::from_secs(20);
 /// Entries of each connection table, and connections per second of each pod.

@@ -9,7 +9,8 @@ use std::{
         Arc,
         atomic::{AtomicBool, AtomicU64, Ordering},
     },
-    thread::JoinHandle,
+    thread::{self, JoinHandle},
+    time::Duration,
 };
 
 use anyhow::{Context, Result};
@@ -52,7 +53,7 @@ impl fmt::Display for Kind {
     }
 }
 
-/// Runs until it is told to stop, or dropped.
+/// Goes on until it is told to stop, or dropped.
 #[derive(Debug)]
 pub struct Flood {
     stop: Arc<AtomicBool>,
@@ -61,15 +62,25 @@ pub struct Flood {
 }
 
 impl Flood {
-    /// From inside the pod, in its own name, to addresses outside the cluster: 198.18.0.0/16 or `2001:db8:18::/112`, which
+    /// As fast as it goes, from inside the pod, in its own name, to addresses outside the cluster: 198.18.0.0/16 or `2001:db8:18::/112`, which
     /// nobody has.
     pub fn start(pod: &Pod, family: Family, kind: Kind) -> Result<Self> {
+        Self::start_with(pod, family, kind, Duration::ZERO)
+    }
+
+    /// As [`Flood::start`], some tens of thousands of packets per second: many times what a budget allows, and something
+    /// left for others on a machine with two processors.
+    pub fn start_gently(pod: &Pod, family: Family, kind: Kind) -> Result<Self> {
+        Self::start_with(pod, family, kind, Duration::from_millis(2))
+    }
+
+    fn start_with(pod: &Pod, family: Family, kind: Kind, pause: Duration) -> Result<Self> {
         let stop = Arc::new(AtomicBool::new(false));
         let sent = Arc::new(AtomicU64::new(0));
         let template = template(pod.ip(family), kind);
         let work = {
             let (stop, sent) = (Arc::clone(&stop), Arc::clone(&sent));
-            move || flood(&template, kind, &stop, &sent)
+            move || flood(&template, kind, pause, (&stop, &sent))
         };
         let thread = spawn(pod.netns(), work)?;
         Ok(Self { stop, sent, thread: Some(thread) })
@@ -142,7 +153,12 @@ fn template(source: IpAddr, kind: Kind) -> Template {
 }
 
 /// Checksums of the payload are left wrong: nobody is there to read them.
-fn flood(template: &Template, kind: Kind, stop: &AtomicBool, sent: &AtomicU64) -> Result<()> {
+fn flood(
+    template: &Template,
+    kind: Kind,
+    pause: Duration,
+    (stop, sent): (&AtomicBool, &AtomicU64),
+) -> Result<()> {
     let family = if template.address == 18 { AddressFamily::Inet } else { AddressFamily::Inet6 };
     // IPPROTO_RAW: the header is ours, in both families.
     let socket = socket(family, SockType::Raw, SockFlag::SOCK_CLOEXEC, SockProtocol::Raw)?;
@@ -152,6 +168,7 @@ fn flood(template: &Template, kind: Kind, stop: &AtomicBool, sent: &AtomicU64) -
     let low = if family == AddressFamily::Inet { 4 + 2 } else { 8 + 14 };
     let mut random = Random(0x9e37_79b9_7f4a_7c15 ^ u64::from(std::process::id()));
     while !stop.load(Ordering::Relaxed) {
+        thread::sleep(pause);
         for (packet, address) in packets.iter_mut().zip(&mut addresses) {
             let noise = random.next().to_ne_bytes();
             for (place, value) in template.places.iter().zip(noise.chunks(2)) {

@@ -8,7 +8,7 @@ use lab::{
 };
 use serde_json::Value;
 
-use crate::stage::{MORE_MEMORY, PATIENCE, Talk, count, memory, node, packets};
+use crate::stage::{MORE_MEMORY, PATIENCE, Talk, count, look, memory, node, packets};
 
 #[test]
 fn a_denied_flood_is_counted_whole_and_hides_nobody_elses_drops() {
@@ -20,10 +20,9 @@ fn a_denied_flood_is_counted_whole_and_hides_nobody_elses_drops() {
     for family in Family::BOTH {
         let mut quiet = Talk::begin(&web, &db, family);
         for kind in [Kind::Syn, Kind::Udp, Kind::Icmp] {
-            let had = count(&agent.status().unwrap(), "lostDetail");
-            let flood = Flood::start(&jailed, family, kind).unwrap();
-            let status =
-                until(PATIENCE, || agent.status(), |status| count(status, "lostDetail") > had).unwrap();
+            let had = count(&look(&lab).unwrap(), "lostDetail");
+            let flood = Flood::start_gently(&jailed, family, kind).unwrap();
+            let status = until(PATIENCE, || look(&lab), |status| count(status, "lostDetail") > had).unwrap();
             assert!(count(&status, "lostDetail") > had, "{family} {kind}: everything was told one by one");
             let to = std::net::SocketAddr::new(db.ip(family), 80);
             let asked =
@@ -39,14 +38,14 @@ fn a_denied_flood_is_counted_whole_and_hides_nobody_elses_drops() {
         assert!(log.iter().any(of_other), "{family}: another pod's drop is not in the log");
     }
     // All of it is in the log sooner or later: each by itself, or as one of many.
-    let denied = packets(&agent.status().unwrap(), "policy-denied");
+    let denied = packets(&look(&lab).unwrap(), "policy-denied");
     // Two processors may count one kind of drop at once and lose one.
     let nearly = denied - denied / 100;
     let log = until(PATIENCE, || agent.flow_log(), |log| told(log) >= nearly).unwrap();
     let told = told(&log);
     assert!((nearly..=denied).contains(&told), "{denied} drops counted, {told} told of");
     assert!(log.iter().any(|record| record["flow"]["extensions"]["value"]["mixed"] == true));
-    let status = agent.status().unwrap();
+    let status = look(&lab).unwrap();
     assert_eq!((count(&status, "lostEvents"), &status["flows"]["lostInExport"]), (0, &0.into()));
     let after = memory(&lab);
     assert!(after < before + MORE_MEMORY, "the agent had {before} kB before and has {after} kB");

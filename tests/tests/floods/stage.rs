@@ -7,16 +7,17 @@ use std::{
     time::Duration,
 };
 
-use lab::{AgentOptions, Family, Lab, Plan, Pod, PodSpec, Transport};
+use anyhow::Result;
+use lab::{AgentOptions, Family, Lab, Plan, Pod, PodSpec, Transport, until};
 use serde_json::Value;
 
 /// For what must happen, on a loaded machine.
-pub const PATIENCE: Duration = Duration::from_mins(1);
+pub const PATIENCE: Duration = Duration::from_mins(2);
 /// Of one connection attempt and one answer: long enough for TCP to try again a few times.
 const ANSWERS_WITHIN: Duration = Duration::from_secs(20);
 /// Entries of each connection table, and connections per second of each pod.
 pub const CONNECTIONS: u64 = 32_768;
-const PER_SECOND: u64 = 2000;
+const PER_SECOND: u64 = 1500;
 
 /// `shop/web` may speak to `shop/db`, and nobody else may; `shop/flooder` may send what it likes, `shop/jailed` nothing.
 pub fn node() -> Lab {
@@ -40,6 +41,12 @@ pub fn node() -> Lab {
     lab.policy("shop/jail", "jailed", "policyTypes: [Egress]").unwrap();
     lab.settle().unwrap();
     lab
+}
+
+/// `bulkhead status`, asked again while the machine is too busy to answer.
+pub fn look(lab: &Lab) -> Result<Value> {
+    let asked = || Ok(lab.agent(1).status());
+    until(PATIENCE, asked, Result::is_ok)?
 }
 
 /// A TCP conversation that can be left alone.

@@ -297,6 +297,44 @@ pub const LET_TUNNELS: u16 = 1;
 /// What DHCP servers say.
 pub const LET_DHCP: u16 = 2;
 
+/// What one endpoint has used up lately of what all of them share. Map `PURSES` (ARRAY, [`ORIGINS`] entries) by
+/// [`Endpoint::mark`]; all endpoints without a mark have one together.
+///
+/// The first three are points in time (`CLOCK_MONOTONIC`, nanoseconds) until which what was taken is paid for: see the
+/// module `budget`. Written without atomics: processors that carry one pod's packets at once may take for one price.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Purses {
+    /// By direction: entries for what is begun, and for datagrams that come in fragments.
+    pub entries: [u64; 2],
+    /// Events about drops.
+    pub drops: u64,
+    /// Packets dropped because there was nothing left in `entries`.
+    pub refused: u64,
+}
+const _: () = assert!(size_of::<Purses>() == 32);
+/// Words of [`Purses`] after those by direction.
+pub const PURSE_DROPS: usize = 2;
+pub const PURSE_REFUSED: usize = 3;
+
+/// What endpoints may take. Map `LIMITS` (ARRAY of one).
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Limits {
+    /// Nanoseconds of income that one new entry of what a pod sends costs; 0: it may have any number. What comes to a
+    /// pod costs the [`INGRESS_SHARE`]th part.
+    pub entry_cost: u64,
+    /// Nanoseconds of income that a pod can save up.
+    pub savings: u64,
+}
+const _: () = assert!(size_of::<Limits>() == 16);
+/// How many senders' budgets one receiver can take in: no pod alone uses up another's.
+pub const INGRESS_SHARE: u64 = 4;
+/// Nanoseconds of income that an event about a drop costs: 100 per second ..
+pub const DROP_EVENT_COST: u64 = 10_000_000;
+/// .. and 1000 at once.
+pub const DROP_EVENT_SAVINGS: u64 = 1000 * DROP_EVENT_COST;
+
 /// What the programs tell the agent, over the ring buffer `EVENTS`.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -342,7 +380,10 @@ pub struct Event {
     pub hook: u8,
     /// 1: the packet went against the connection's direction.
     pub is_reply: u8,
-    pub pad: [u8; 8],
+    /// 1: a drop that stands for others to other addresses and ports too, of the same reason and direction, because the
+    /// endpoint has more than it may send events about.
+    pub mixed: u8,
+    pub pad: [u8; 7],
 }
 const _: () = assert!(size_of::<Event>() == 136);
 
@@ -380,20 +421,27 @@ pub mod names {
     pub const EVENTS: &str = "EVENTS";
     /// `PERCPU_ARRAY` of u64 by reason code: packets decided for that reason.
     pub const COUNTERS: &str = "COUNTERS";
-    /// `PERCPU_ARRAY` of u64 by `LOST_*`.
+    /// `PERCPU_ARRAY` of u64 by `LOST_*` and `ENTERED_*`.
     pub const LOST: &str = "LOST";
+    pub const PURSES: &str = "PURSES";
+    pub const LIMITS: &str = "LIMITS";
 }
 /// Index in `LOST`: the ring buffer was full.
 pub const LOST_EVENTS: u32 = 0;
 /// Index in `LOST`: an allowed connection could not be entered into the table; its packet passed.
 pub const LOST_CONNS: u32 = 1;
-pub const LOST_LEN: u32 = 2;
+/// Index in `LOST`: drops that were counted with others of their endpoint, because it may send no more events.
+pub const LOST_DETAIL: u32 = 2;
+/// Index in `LOST`: connections entered into `CONNS_V4`, and into `CONNS_V6`.
+pub const ENTERED_V4: u32 = 3;
+pub const ENTERED_V6: u32 = 4;
+pub const LOST_LEN: u32 = 5;
 
 #[cfg(feature = "user")]
 mod user {
     use super::{
-        Config, Conn, ConnKey4, ConnKey6, DropCount, DropKey, Endpoint, Fragment, FragmentKey, Peer, RuleKey,
-        ServiceKey4, ServiceKey6,
+        Config, Conn, ConnKey4, ConnKey6, DropCount, DropKey, Endpoint, Fragment, FragmentKey, Limits, Peer,
+        Purses, RuleKey, ServiceKey4, ServiceKey6,
     };
     macro_rules! pod { ($($t:ty),*) => { $(
         // SAFETY: `repr(C)`, integers only, no implicit padding (sizes asserted above): any bytes are valid.
@@ -409,7 +457,9 @@ mod user {
         Endpoint,
         Fragment,
         FragmentKey,
+        Limits,
         Peer,
+        Purses,
         RuleKey,
         ServiceKey4,
         ServiceKey6

@@ -10,6 +10,7 @@ use crate::{
         ConnKey, EGRESS, ENDPOINT_ADOPTED, Endpoint, Fragment, FragmentKey, HOOK_FROM_POD, HOOK_TO_OVERLAY,
         HOOK_TO_POD, INGRESS, Peer, PolicyWord,
     },
+    budget,
     family::{Family, V4, V6},
     fast,
     flow::Flow,
@@ -300,10 +301,20 @@ fn judge<F: Family, P: Packet, T: Tables + Addresses<F>, H: At>(
             Some(over) => begin(packet, site, flow, over).result()?,
         }
     };
-    if flow.is_first_fragment() {
-        remember_fragment(site, flow);
+    if flow.is_first_fragment() && !enter_fragment(site, flow) {
+        return Err(Reason::OverBudget.into());
     }
     Ok(reason)
+}
+
+/// Whether the datagram's other fragments will be known; otherwise its first is worth nothing.
+#[inline(never)]
+fn enter_fragment<F: Family, T: Tables, H: At>(site: &Site<T, H>, flow: &Flow<F>) -> bool {
+    let may = budget::may_enter(site);
+    if may {
+        remember_fragment(site, flow);
+    }
+    may
 }
 
 /// Seconds for which Linux waits for the rest of a datagram (`ipfrag_time`), in ticks.

@@ -10,6 +10,7 @@
 //!                 ├─ related  ICMP errors about a tracked connection
 //!                 ├─ origin   the pod of this node behind a packet that a Service's translation has changed
 //!                 ├─ overlay  what leaves for another node: its pod's egress, if that is still to be judged
+//!                 ├─ budget   no pod takes all of what pods share
 //!                 └─ report   counters and events
 //! ```
 //!
@@ -23,6 +24,7 @@
 extern crate std;
 
 pub mod abi;
+mod budget;
 pub mod decide;
 pub mod family;
 mod fast;

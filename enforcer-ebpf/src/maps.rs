@@ -10,9 +10,9 @@ use aya_ebpf::{
 };
 use bulkhead_ebpf::{
     abi::{
-        self, Config, Conn, ConnKey, ConnKey4, ConnKey6, DropCount, DropKey, ENDPOINT_SLOTS, Endpoint, Event,
-        Fragment, FragmentKey, LOST_CONNS, LOST_EVENTS, LOST_LEN, Peer, RULE_BITS_PORT, RuleKey, ServiceKey,
-        ServiceKey4, ServiceKey6,
+        self, Config, Conn, ConnKey, ConnKey4, ConnKey6, DropCount, DropKey, ENDPOINT_SLOTS, ENTERED_V4,
+        ENTERED_V6, Endpoint, Event, Fragment, FragmentKey, LOST_CONNS, LOST_DETAIL, LOST_EVENTS, LOST_LEN,
+        Limits, Peer, Purses, RULE_BITS_PORT, RuleKey, ServiceKey, ServiceKey4, ServiceKey6,
     },
     family::{Family, V4, V6},
     flow::Flow,
@@ -45,8 +45,9 @@ static RULES: LpmTrie<RuleKey, u32> = LpmTrie::with_max_entries(1 << 22, 0);
 static CONNS_V4: LruHashMap<[u64; 2], Conn> = LruHashMap::with_max_entries(1 << 18, 0);
 #[map]
 static CONNS_V6: LruHashMap<[u64; 5], Conn> = LruHashMap::with_max_entries(1 << 18, 0);
+/// More than one pod can enter at once by its budget, as it is if not set otherwise.
 #[map]
-static FRAGMENTS: LruHashMap<FragmentKey, Fragment> = LruHashMap::with_max_entries(8192, 0);
+static FRAGMENTS: LruHashMap<FragmentKey, Fragment> = LruHashMap::with_max_entries(1 << 15, 0);
 #[map]
 static DROPS: LruHashMap<DropKey, DropCount> = LruHashMap::with_max_entries(16384, 0);
 #[map]
@@ -57,6 +58,10 @@ static EVENTS: RingBuf = RingBuf::with_byte_size(1 << 22, 0);
 static COUNTERS: PerCpuArray<u64> = PerCpuArray::with_max_entries(REASONS, 0);
 #[map]
 static LOST: PerCpuArray<u64> = PerCpuArray::with_max_entries(LOST_LEN, 0);
+#[map]
+static PURSES: Array<Purses> = Array::with_max_entries(abi::ORIGINS, 0);
+#[map]
+static LIMITS: Array<Limits> = Array::with_max_entries(1, 0);
 
 /// One flow for [`Addresses::settle`].
 #[map]
@@ -134,7 +139,7 @@ struct Aligned<T>(T);
 const EEXIST: i32 = -17;
 
 macro_rules! addresses {
-    ($family:ty, $peers:ident, $prefixes:ident, $services:ident, $frontend:path, $conns:ident, $words:path) => {
+    ($family:ty, $peers:ident, $prefixes:ident, $services:ident, $frontend:path, $conns:ident, $words:path, $entered:ident) => {
         impl Addresses<$family> for Kernel {
             #[inline(always)]
             fn peer(&self, address: Addr<$family>) -> Option<Peer> {
@@ -177,7 +182,10 @@ macro_rules! addresses {
             #[inline(always)]
             fn insert_conn(&self, key: &ConnKey<Addr<$family>>, conn: &Conn) -> Inserted {
                 match $conns.insert($words(key), conn, u64::from(BPF_NOEXIST)) {
-                    Ok(()) => Inserted::Done,
+                    Ok(()) => {
+                        add(&LOST, $entered);
+                        Inserted::Done
+                    }
                     Err(EEXIST) => Inserted::Exists,
                     Err(_) => Inserted::Full,
                 }
@@ -185,8 +193,8 @@ macro_rules! addresses {
         }
     };
 }
-addresses!(V4, PEERS_V4, PREFIXES_V4, SERVICES_V4, frontend_v4, CONNS_V4, words_v4);
-addresses!(V6, PEERS_V6, PREFIXES_V6, SERVICES_V6, frontend_v6, CONNS_V6, words_v6);
+addresses!(V4, PEERS_V4, PREFIXES_V4, SERVICES_V4, frontend_v4, CONNS_V4, words_v4, ENTERED_V4);
+addresses!(V6, PEERS_V6, PREFIXES_V6, SERVICES_V6, frontend_v6, CONNS_V6, words_v6, ENTERED_V6);
 
 impl Tables for Kernel {
     #[inline(always)]
@@ -248,6 +256,19 @@ impl Tables for Kernel {
     }
 
     #[inline(always)]
+    fn limits(&self) -> Limits {
+        LIMITS.get(0).copied().unwrap_or_default()
+    }
+
+    #[inline(always)]
+    fn purse(&self, mark: u16, word: usize) -> Option<&Cell<u64>> {
+        let purses = PURSES.get_ptr(u32::from(mark))?.cast::<Cell<u64>>();
+        // SAFETY: a map's value stays mapped while the program runs, it is made of words, and the index is masked to
+        // their number; a `Cell` is its value in memory.
+        Some(unsafe { &*purses.add(word & 3) })
+    }
+
+    #[inline(always)]
     fn now(&self) -> u64 {
         // SAFETY: no arguments.
         unsafe { bpf_ktime_get_coarse_ns() }
@@ -296,8 +317,25 @@ impl Tables for Kernel {
     }
 
     #[inline(always)]
+    fn opaque(&self, word: u64) -> u64 {
+        match SCRATCH.get_ptr_mut(0) {
+            // SAFETY: as in `settle`.
+            Some(scratch) => unsafe {
+                scratch.cast::<u64>().write_volatile(word);
+                scratch.cast::<u64>().read_volatile()
+            },
+            None => word,
+        }
+    }
+
+    #[inline(always)]
     fn lost_conn(&self) {
         add(&LOST, LOST_CONNS);
+    }
+
+    #[inline(always)]
+    fn lost_detail(&self) {
+        add(&LOST, LOST_DETAIL);
     }
 }
 

@@ -63,14 +63,16 @@ pub enum Reason {
     NobodysAddress = 84,
     /// A pod spoke as a DHCP server.
     DhcpServer = 85,
+    /// Allowed, but the pod has begun (or been asked for) more than its budget of table entries.
+    OverBudget = 86,
 }
 
 pub const FIRST_DROP: u8 = 64;
 /// Entries of the counter map: one past the highest code.
-pub const REASONS: u32 = 86;
+pub const REASONS: u32 = 87;
 
 impl Reason {
-    pub const ALL: [Self; 29] = [
+    pub const ALL: [Self; 30] = [
         Self::Tracked,
         Self::Allowed,
         Self::Related,
@@ -100,6 +102,7 @@ impl Reason {
         Self::Overheard,
         Self::NobodysAddress,
         Self::DhcpServer,
+        Self::OverBudget,
     ];
 
     /// The reason of a code that was made from one.
@@ -153,6 +156,7 @@ impl Reason {
             Self::Overheard => "overheard",
             Self::NobodysAddress => "nobodys-address",
             Self::DhcpServer => "dhcp-server",
+            Self::OverBudget => "over-budget",
         }
     }
 }

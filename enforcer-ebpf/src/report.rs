@@ -1,7 +1,10 @@
 //! What the agent is told, and how often.
 
+use core::cell::Cell;
+
 use crate::{
     abi::{DROP_EVENT_TICKS, DropCount, DropKey, EGRESS, EVENT_DROP, EVENT_END, EVENT_NEW, Event, INGRESS},
+    budget,
     decide::{At, Denial, Hook, Site},
     family::Family,
     flow::Flow,
@@ -88,7 +91,7 @@ pub fn denied<F: Family, P: Packet, T: Tables + Addresses<F>, H: At>(
         family: F::NUMBER,
         pad: [0; 2],
     };
-    dropped(site.tables, &key, |event| {
+    dropped(site.tables, key, Some(site.endpoint.mark), |event| {
         event.direction = direction;
         event.is_reply = u8::from(against);
         event.remote_identity = identity::<F, T, H>(site, remote);
@@ -109,7 +112,7 @@ pub fn unread<P: Packet, T: Tables, H: At>(
     reason: Reason,
 ) -> Reason {
     let key = bare(site.ifindex, site.hook(), family, reason);
-    dropped(site.tables, &key, |event| {
+    dropped(site.tables, key, None, |event| {
         event.direction = site.hook().direction();
         event.family = family;
         event.reason = reason as u8;
@@ -123,7 +126,7 @@ pub fn unread<P: Packet, T: Tables, H: At>(
 #[inline(never)]
 pub fn stranger<P: Packet, T: Tables>(packet: &P, tables: &T, hook: Hook, reason: Reason) -> Reason {
     let key = bare(packet.ifindex(), hook, 0, reason);
-    dropped(tables, &key, |event| {
+    dropped(tables, key, None, |event| {
         event.direction = hook.direction();
         event.reason = reason as u8;
         event.hook = hook.code();
@@ -147,18 +150,31 @@ fn bare(ifindex: u32, hook: Hook, family: u8, reason: Reason) -> DropKey {
     }
 }
 
-/// Sends an event for a new key, and for an old one when its last event is long enough ago.
+/// Sends an event for a new key, and for an old one when its last event is long enough ago. An endpoint that has more
+/// to tell than its budget (`payer`: its mark) has new keys counted as one, whatever the other end: a flood of drops at
+/// random addresses neither fills the ring nor pushes others' counts out of their table.
 #[inline(always)]
-fn dropped<T: Tables>(tables: &T, key: &DropKey, fill: impl FnOnce(&mut Event)) {
+fn dropped<T: Tables>(tables: &T, mut key: DropKey, payer: Option<u16>, fill: impl FnOnce(&mut Event)) {
     let now = tables.now();
     let tick = tick(now);
-    let known = tables.drop_count(key);
-    let mut count = 1;
-    if let Some(known) = known {
-        let before = known.get();
-        count = before.count.saturating_add(1);
-        if tick.wrapping_sub(before.tick) < DROP_EVENT_TICKS {
-            known.set(DropCount { count, tick: before.tick });
+    let mut known = tables.drop_count(&key);
+    let mut count = counted(known);
+    if was_told(known, tick) {
+        return;
+    }
+    let mut mixed = 0;
+    if let Some(mark) = payer
+        && !budget::may_tell(tables, mark, now)
+    {
+        tables.lost_detail();
+        if known.is_some() {
+            return; // and is told when there is something left
+        }
+        mixed = 1;
+        (key.remote, key.port_be, key.protocol, key.family) = ([0; 16], [0; 2], 0, 0);
+        known = tables.drop_count(&key);
+        count = counted(known);
+        if was_told(known, tick) {
             return;
         }
     }
@@ -166,14 +182,30 @@ fn dropped<T: Tables>(tables: &T, key: &DropKey, fill: impl FnOnce(&mut Event)) 
         event.time = now;
         event.kind = EVENT_DROP;
         event.aggregated = count;
+        event.mixed = mixed;
         fill(event);
     });
     // Without room in the ring the drops stay counted here, for the next event.
     let left = DropCount { count: if sent { 0 } else { count }, tick };
     match known {
         Some(known) => known.set(left),
-        None => tables.insert_drop_count(key, left),
+        None => tables.insert_drop_count(&key, left),
     }
+}
+
+/// Counts one more; gives how many were not told of.
+#[inline(always)]
+fn counted(known: Option<&Cell<DropCount>>) -> u32 {
+    let Some(known) = known else { return 1 };
+    let DropCount { count, tick } = known.get();
+    let count = count.saturating_add(1);
+    known.set(DropCount { count, tick });
+    count
+}
+
+#[inline(always)]
+fn was_told(known: Option<&Cell<DropCount>>, tick: u32) -> bool {
+    known.is_some_and(|known| tick.wrapping_sub(known.get().tick) < DROP_EVENT_TICKS)
 }
 
 #[inline(always)]

@@ -94,6 +94,10 @@ pub fn allow<F: Family, T: Tables + Addresses<F>, H: At>(
             door = identity;
         }
     }
+    // From here on it does not matter how this came to be known: the verifier goes on once, not once for every way.
+    let [identity, blocks] =
+        halves(site.tables.opaque(u64::from(peer.identity) | u64::from(peer.blocks) << 32));
+    let [door, marked] = halves(site.tables.opaque(u64::from(door) | u64::from(marked) << 32));
     if door != 0 {
         key.peer = door;
         key.direction = direction | DOOR;
@@ -106,10 +110,10 @@ pub fn allow<F: Family, T: Tables + Addresses<F>, H: At>(
         // Only rules for all protocols and ports speak of a Service: its port is not its backends'.
         (key.protocol, key.port_be) = (0, [0; 2]);
     }
-    key.peer = peer.identity;
+    key.peer = identity;
     let mut rule = site.tables.rule(&key);
-    if rule.is_none() && peer.blocks != 0 {
-        key.peer = peer.blocks;
+    if rule.is_none() && blocks != 0 {
+        key.peer = blocks;
         rule = site.tables.rule(&key);
     }
     if rule.is_none() {
@@ -117,9 +121,15 @@ pub fn allow<F: Family, T: Tables + Addresses<F>, H: At>(
         rule = site.tables.rule(&key);
     }
     match rule {
-        Some(rule) => Ok(Grant { rule, identity: peer.identity, marked }),
+        Some(rule) => Ok(Grant { rule, identity, marked }),
         None => Err(Reason::PolicyDenied),
     }
+}
+
+/// Low and high.
+#[inline(always)]
+const fn halves(word: u64) -> [u32; 2] {
+    [word as u32, (word >> 32) as u32]
 }
 
 /// The number behind the Service that the connection goes to, if it goes to one. The unspecified address stands for

@@ -5,7 +5,7 @@ use core::{cell::Cell, marker::PhantomData, ptr::NonNull};
 use crate::{
     abi::{
         CONN_COUNTER, CONN_OPENER, CONN_STRANGER, Config, Conn, ConnKey, DropCount, DropKey, EndWord,
-        Endpoint, Event, Fragment, FragmentKey, Peer, RuleKey, ServiceKey,
+        Endpoint, Event, Fragment, FragmentKey, Limits, Peer, RuleKey, ServiceKey,
     },
     family::{Family, V4, V6},
     flow::Flow,
@@ -41,6 +41,9 @@ pub trait Tables: Addresses<V4> + Addresses<V6> {
     fn drop_count(&self, key: &DropKey) -> Option<&Cell<DropCount>>;
     fn insert_drop_count(&self, key: &DropKey, count: DropCount);
     fn config(&self) -> Config;
+    fn limits(&self) -> Limits;
+    /// A word of the [`crate::abi::Purses`] of the endpoint with this mark.
+    fn purse(&self, mark: u16, word: usize) -> Option<&Cell<u64>>;
     /// `CLOCK_MONOTONIC`, nanoseconds, coarse.
     fn now(&self) -> u64;
     /// [`tick`] of now.
@@ -49,10 +52,16 @@ pub trait Tables: Addresses<V4> + Addresses<V6> {
     }
     /// Hands out a zeroed event to fill, then sends it. False: no room, counted as lost.
     fn event(&self, fill: impl FnOnce(&mut Event)) -> bool;
+    /// The word as it is, of which the kernel's verifier knows nothing afterwards: see [`Addresses::settle`].
+    fn opaque(&self, word: u64) -> u64 {
+        word
+    }
     /// One more packet was decided for this reason.
     fn count(&self, reason: Reason);
     /// An allowed connection found no room.
     fn lost_conn(&self);
+    /// A drop was counted with others of its endpoint.
+    fn lost_detail(&self);
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

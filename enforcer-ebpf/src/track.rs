@@ -5,6 +5,7 @@ use crate::{
         CONN_ENDED, CONN_FIN, CONN_MARKED, CONN_REPLIED, CONN_RESET, CONN_STRANGER, CONN_TRANSLATED, Conn,
         ConnKey, EGRESS, EndWord, INGRESS, ServiceKey,
     },
+    budget,
     decide::{At, Denial, Hook, Outcome, Site},
     family::Family,
     flow::Flow,
@@ -192,10 +193,15 @@ pub fn begin<F: Family, P: Packet, T: Tables + Addresses<F>, H: At>(
             birth.state |= CONN_MARKED;
         }
     }
-    let grant = match allow(site, flow, Question::first(site.hook().direction(), from)) {
+    // Not taken out of the result: the stack is too small for two of it.
+    let judged = allow(site, flow, Question::first(site.hook().direction(), from));
+    let grant = match &judged {
         Ok(grant) => grant,
-        Err(reason) => return Outcome::new(Err(reason.into())),
+        Err(reason) => return Outcome::new(Err((*reason).into())),
     };
+    if budget::is_charged(site.hook(), from, grant.identity) && !budget::may_enter(site) {
+        return Outcome::new(Err(Reason::OverBudget.into()));
+    }
     birth.rule = grant.rule;
     if site.hook() == Hook::FromPod && grant.marked != 0 {
         birth.state |= CONN_MARKED;
@@ -206,7 +212,7 @@ pub fn begin<F: Family, P: Packet, T: Tables + Addresses<F>, H: At>(
         if birth.state & CONN_TRANSLATED != 0 {
             tell(packet, site.tables, flow, from, birth.opener.rule());
         }
-        report::new(packet, site, flow, &grant, false);
+        report::new(packet, site, flow, grant, false);
     }
     Outcome::new(Ok(Reason::Allowed))
 }

@@ -7,8 +7,9 @@ use std::collections::BTreeSet;
 
 use bulkhead_ebpf::{
     abi::{
-        CONN_ENDED, CONN_REPLIED, DROP_EVENT_TICKS, EGRESS, ENDPOINT_ADOPTED, EVENT_DROP, EVENT_END,
-        EVENT_NEW, EndWord, Endpoint, INGRESS, PolicyWord, ServiceKey,
+        CONN_ENDED, CONN_REPLIED, DROP_EVENT_COST, DROP_EVENT_SAVINGS, DROP_EVENT_TICKS, EGRESS,
+        ENDPOINT_ADOPTED, EVENT_DROP, EVENT_END, EVENT_NEW, EndWord, Endpoint, INGRESS, Limits, PolicyWord,
+        ServiceKey,
     },
     decide::{Hook, decide},
     host::{Frame, Memory},
@@ -41,6 +42,7 @@ fn run(case: &Case) -> Result<(), String> {
             Step::Tenant(who, tenant) => pods[index(who)].tenant = *tenant,
             Step::Adopted(who) => pods[index(who)].flags |= ENDPOINT_ADOPTED,
             Step::Gone => gone = true,
+            Step::Limits(limits) => memory.limits = *limits,
             Step::Packet(..) | Step::Translated(..) | Step::Marked(..) => {
                 let Some(Sight { who, hook, bytes, came_in_by, mark, want }) = step.sight() else { continue };
                 memory.endpoints = scene::endpoints(pods, (!gone).then_some(who));
@@ -298,6 +300,74 @@ fn like_drops_are_told_of_together() {
     drop();
     assert_eq!(told(), [11]);
     assert_eq!(memory.counter(Reason::PolicyDenied), 12);
+}
+
+#[test]
+fn a_budget_fills_up_with_time_and_no_further_than_it_can_be_saved_up() {
+    const SECOND: u64 = 1_000_000_000;
+    let mut memory = memory();
+    memory.limits = Limits { entry_cost: SECOND, savings: 2 * SECOND };
+    let mut port = 0;
+    let mut begun = |memory: &Memory| {
+        let outcomes = std::iter::repeat_with(|| {
+            port += 1;
+            see(memory, Hook::FromPod, &between(A, Remote, false).udp(port, 53))
+        });
+        outcomes.take(10).filter(|reason| *reason == Reason::Allowed).count()
+    };
+    assert_eq!(begun(&memory), 3);
+    assert_eq!(begun(&memory), 0);
+    memory.now.set(memory.now.get() + SECOND);
+    assert_eq!(begun(&memory), 1);
+    memory.now.set(memory.now.get() + 3600 * SECOND);
+    assert_eq!(begun(&memory), 3);
+    assert_eq!(memory.purses(A.mark()).refused, 40 - 7);
+    assert_eq!(memory.counter(Reason::OverBudget), 40 - 7);
+    assert_eq!(memory.conns_v4().len(), 7);
+}
+
+#[test]
+fn a_flood_of_drops_is_told_of_in_bounds_and_counted_whole() {
+    let mut memory = memory();
+    let most = u32::try_from(DROP_EVENT_SAVINGS / DROP_EVENT_COST).unwrap() + 1;
+    let flood = |memory: &Memory, packets: u32| {
+        for number in 0..packets {
+            let [_, _, high, low] = number.to_be_bytes();
+            let mut frame = between(A, World, false).tcp(9, 80, TCP_SYN);
+            (frame[32], frame[33]) = (high, low);
+            assert_eq!(see(memory, Hook::FromPod, &frame), Reason::PolicyDenied);
+        }
+        memory.take_events()
+    };
+    let told = flood(&memory, 5000);
+    let mixed: Vec<_> = told.iter().filter(|event| event.mixed == 1).collect();
+    assert_eq!(
+        (told.len(), mixed.len()),
+        (most as usize + 1, 1),
+        "each until the budget is used up, then one"
+    );
+    assert!(told.iter().all(|event| event.aggregated == 1));
+    assert_eq!(memory.lost_detail.get(), u64::from(5000 - most));
+    // Neither another pod's drops nor another reason's are pushed aside, and no table grows with the flood.
+    assert_eq!(memory.drops().len(), most as usize + 1);
+    let spoof = between(B, Remote, false).udp(1, 2);
+    assert_eq!(see(&memory, Hook::FromPod, &spoof), Reason::SourceMac);
+    assert_eq!(memory.take_events().len(), 1);
+    memory.endpoints.insert(IFINDEX, endpoint(B));
+    assert_eq!(
+        see(&memory, Hook::FromPod, &between(B, World, false).tcp(9, 80, TCP_SYN)),
+        Reason::PolicyDenied
+    );
+    assert_eq!(memory.take_events().len(), 1, "another pod has a budget of its own");
+    memory.endpoints.insert(IFINDEX, endpoint(A));
+    // What came in between is told as one, with its count.
+    memory.now.set(memory.now.get() + (u64::from(DROP_EVENT_TICKS) << 30));
+    let spent = memory.purses(A.mark()).drops - memory.now.get();
+    let left = most - u32::try_from(spent.div_ceil(DROP_EVENT_COST)).unwrap();
+    let told = flood(&memory, 5000);
+    let counts: Vec<_> = told.iter().filter(|event| event.mixed == 1).map(|event| event.aggregated).collect();
+    assert_eq!(counts, [5000 - most], "what came before the last event, and this one");
+    assert_eq!(told.len(), left as usize + 1);
 }
 
 #[test]

@@ -18,7 +18,7 @@ use aya::{
 use bulkhead_ebpf::{
     abi::{
         Config, Conn, ConnKey4, ConnKey6, DropCount, DropKey, ENDPOINT_ADOPTED, Endpoint, Fragment,
-        FragmentKey, Peer, PolicyWord, RuleKey, ServiceKey, ServiceKey4, ServiceKey6, names,
+        FragmentKey, Limits, Peer, PolicyWord, Purses, RuleKey, ServiceKey, ServiceKey4, ServiceKey6, names,
     },
     decide::{Hook, decide},
     host::Frame,
@@ -131,7 +131,17 @@ impl Kernel {
         self.clear::<ConnKey6, Conn>(names::CONNS_V6);
         self.clear::<FragmentKey, Fragment>(names::FRAGMENTS);
         self.clear::<DropKey, DropCount>(names::DROPS);
+        let mut purses: Array<_, Purses> = self.0.map_mut(names::PURSES).unwrap().try_into().unwrap();
+        for mark in [A.mark(), B.mark()] {
+            purses.set(mark.into(), Purses::default(), 0).unwrap();
+        }
+        self.limit(Limits::default());
         self.set_endpoint(endpoint(A));
+    }
+
+    fn limit(&mut self, to: Limits) {
+        let mut limits: Array<_, Limits> = self.0.map_mut(names::LIMITS).unwrap().try_into().unwrap();
+        limits.set(0, to, 0).unwrap();
     }
 
     fn counters(&self) -> Vec<u64> {
@@ -236,6 +246,7 @@ fn every_case_comes_to_its_verdict_in_the_kernel() {
                 Step::Tenant(who, tenant) => pods[index(*who)].tenant = *tenant,
                 Step::Adopted(who) => pods[index(*who)].flags |= ENDPOINT_ADOPTED,
                 Step::Gone => gone = true,
+                Step::Limits(limits) => kernel.limit(*limits),
                 Step::Packet(..) | Step::Translated(..) | Step::Marked(..) => {
                     let Some(Sight { who, hook, bytes, came_in_by, mark, want }) = step.sight() else {
                         continue;

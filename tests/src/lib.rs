@@ -6,7 +6,7 @@
 //!          endpoints ─▶ services ─▶ proxy               what stands behind a Service, and the way there
 //!          server ◀─▶ probe ─▶ matrix, survey, traffic  what is asked
 //!                       scrape                         what machines are told
-//!                       raw ─▶ sniffer                  what is made by hand, and what arrives
+//!                       raw ─▶ sniffer, flood           what is made by hand, and what arrives
 //!          bench                                        what it costs
 //!          image                                        what a cluster gets
 //! ```
@@ -21,6 +21,7 @@ pub mod binaries;
 pub mod chain;
 pub mod demo;
 pub mod endpoints;
+pub mod flood;
 pub mod flowlog;
 pub mod image;
 pub mod kubelet;

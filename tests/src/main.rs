@@ -51,6 +51,8 @@ enum Lab {
     Bench(bench::Options),
     /// A full node: the time to adopt its pods, and what ADD takes longer at a steady rate of starts
     Crowd(bench::crowd::Options),
+    /// What a neighbour has of the network while one pod floods it, with and without bulkhead
+    Flood(bench::flood::Options),
     /// What a change of the cluster costs the agent, and its memory; needs no privilege
     Compiler(bench::compiler::Options),
     /// A large cluster by way of an API server: start, memory, cost of a change
@@ -143,6 +145,11 @@ fn run(command: Lab) -> Result<ExitCode> {
         Lab::Crowd(options) => {
             leave_nothing_when_told_to_end(130)?;
             bench::crowd::run(&options)?;
+            Ok(ExitCode::SUCCESS)
+        }
+        Lab::Flood(options) => {
+            leave_nothing_when_told_to_end(130)?;
+            bench::flood::run(&options)?;
             Ok(ExitCode::SUCCESS)
         }
         Lab::Compiler(options) => {

@@ -45,7 +45,8 @@ fn a_renewed_or_stripped_overlay_device_is_guarded_again() {
     lab.node(1).renew_overlay(lab.nodes()).unwrap();
     assert!(until(PATIENCE, || Ok(is_watched(&lab)), |watched| *watched).unwrap(), "after a renewal");
 
-    let links = lab.dir().join("bpf").join("node-1").join("v2").join("links");
+    let version = format!("v{}", bulkhead_ebpf::abi::ABI_VERSION);
+    let links = lab.dir().join("bpf").join("node-1").join(version).join("links");
     let pins = fs::read_dir(&links).unwrap().map(|entry| entry.unwrap().path());
     let pins: Vec<_> = pins.filter(|path| path.to_string_lossy().ends_with("-to_overlay")).collect();
     assert!(pins.len() >= 2, "{pins:?}");

@@ -12,7 +12,7 @@ use std::{boxed::Box, collections::HashMap, vec::Vec};
 use crate::{
     abi::{
         Config, Conn, ConnKey, ConnKey4, ConnKey6, DropCount, DropKey, Endpoint, Event, Fragment,
-        FragmentKey, Peer, RULE_BITS_PORT, RuleKey, ServiceKey, ServiceKey4, ServiceKey6,
+        FragmentKey, Limits, Peer, Purses, RULE_BITS_PORT, RuleKey, ServiceKey, ServiceKey4, ServiceKey6,
     },
     family::{Family, V4, V6},
     packet::{Packet, Wire},
@@ -89,6 +89,7 @@ pub struct Memory {
     /// By prefix length in bits and masked key; the value is the rule's number.
     pub rules: HashMap<(u32, RuleKey), u32>,
     pub config: Config,
+    pub limits: Limits,
     /// Nanoseconds.
     pub now: Cell<u64>,
     /// What the next insertion of a connection comes to; for testing the ways it fails.
@@ -98,11 +99,13 @@ pub struct Memory {
     pub events: RefCell<Vec<Event>>,
     pub lost_events: Cell<u64>,
     pub lost_conns: Cell<u64>,
+    pub lost_detail: Cell<u64>,
     counters: RefCell<HashMap<Reason, u64>>,
     conns_v4: Entries<ConnKey4, Conn>,
     conns_v6: Entries<ConnKey6, Conn>,
     fragments: RefCell<HashMap<FragmentKey, Fragment>>,
     drops: Entries<DropKey, DropCount>,
+    purses: Entries<u16, Purses>,
 }
 
 /// A map that only grows while it is shared, so that references to its boxed values stay valid.
@@ -152,6 +155,16 @@ impl Memory {
 
     pub fn conns_v6(&self) -> HashMap<ConnKey6, Conn> {
         self.conns_v6.snapshot()
+    }
+
+    /// What the endpoint with this mark has used up.
+    pub fn purses(&self, mark: u16) -> Purses {
+        self.purses.snapshot().get(&mark).copied().unwrap_or_default()
+    }
+
+    /// Kinds of drops that are counted.
+    pub fn drops(&self) -> HashMap<DropKey, DropCount> {
+        self.drops.snapshot()
     }
 
     /// Allows a key's first `bits` bits.
@@ -294,6 +307,18 @@ impl Tables for Memory {
         self.config
     }
 
+    fn limits(&self) -> Limits {
+        self.limits
+    }
+
+    fn purse(&self, mark: u16, word: usize) -> Option<&Cell<u64>> {
+        self.purses.insert(mark, Purses::default());
+        let purses = self.purses.get(&mark)?.get().cast::<Cell<u64>>();
+        // SAFETY: made of words, and the index is masked to their number; a `Cell` is its value in memory, and nobody
+        // holds a reference to the whole.
+        Some(unsafe { &*purses.add(word & 3) })
+    }
+
     fn now(&self) -> u64 {
         self.now.get()
     }
@@ -319,5 +344,9 @@ impl Tables for Memory {
 
     fn lost_conn(&self) {
         self.lost_conns.set(self.lost_conns.get() + 1);
+    }
+
+    fn lost_detail(&self) {
+        self.lost_detail.set(self.lost_detail.get() + 1);
     }
 }

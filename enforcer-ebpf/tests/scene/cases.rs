@@ -12,6 +12,7 @@ use super::{
     A, B, Block, Case, Host, Node, OpenTenant, RULES_A, RULES_A_AGAIN, RULES_NONE, RULES_OPEN, Remote, Step,
     Step::{Adopted, Gone, Packet, Policy},
     TUNNEL, Tenant, Unknown, World, between,
+    budgets::budgets,
     families::{four, six},
     services::services,
 };
@@ -421,5 +422,6 @@ pub fn cases(v6: bool) -> Vec<Case> {
         four(&mut cases);
     }
     services(&mut cases, v6);
+    budgets(&mut cases, v6);
     cases
 }

@@ -1,4 +1,5 @@
 //! A small world and what must happen in it: the same table is run on the host and in the kernel.
+mod budgets;
 mod cases;
 mod families;
 mod services;
@@ -13,7 +14,7 @@ use std::{
 use bulkhead_ebpf::{
     abi::{
         BLOCKS_TAG, Config, DOOR, EGRESS, Endpoint, IDENTITY_HOST, IDENTITY_REMOTE_NODE, IDENTITY_TUNNEL,
-        IDENTITY_UNKNOWN_POD, IDENTITY_WORLD, INGRESS, PEER_ANY, Peer, PolicyWord, RULE_BITS_ALL,
+        IDENTITY_UNKNOWN_POD, IDENTITY_WORLD, INGRESS, Limits, PEER_ANY, Peer, PolicyWord, RULE_BITS_ALL,
         RULE_BITS_PORT, RULE_BITS_PROTOCOL, RuleKey, ServiceKey, TENANT_UNKNOWN,
     },
     decide::Hook,
@@ -297,6 +298,8 @@ pub enum Step {
     Policy(Who, u32, u32),
     Tenant(Who, u32),
     Adopted(Who),
+    /// From now on endpoints have this budget.
+    Limits(Limits),
     /// The interface has no record.
     Gone,
 }

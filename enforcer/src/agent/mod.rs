@@ -12,7 +12,7 @@ mod admission;
 mod adoption;
 mod arrival;
 mod boot;
-mod connections;
+pub mod connections;
 pub mod explain;
 mod handler;
 mod imports;
@@ -63,6 +63,9 @@ use crate::{
 /// How often what nobody tells us is looked at: addresses, idle connections, stale pins.
 const TICK: Duration = Duration::from_secs(2);
 
+/// How often connections are looked at while a table of theirs fills up.
+const HASTE: Duration = Duration::from_millis(500);
+
 /// Runs until SIGTERM or SIGINT. The node keeps enforcing afterwards.
 pub async fn run(settings: Settings) -> anyhow::Result<()> {
     let started = Instant::now();
@@ -103,6 +106,8 @@ pub async fn run(settings: Settings) -> anyhow::Result<()> {
     let mut interrupt = signal(SignalKind::interrupt())?;
     let mut clock = interval(TICK);
     clock.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    let mut haste = interval(HASTE);
+    haste.set_missed_tick_behavior(MissedTickBehavior::Delay);
     let mut admission = Admission::default();
     let netlink = Netlink::connect().context("cannot talk to the kernel about routes")?;
     node.follow_links(netlink.links().await.context("routes cannot be read")?);
@@ -125,6 +130,7 @@ pub async fn run(settings: Settings) -> anyhow::Result<()> {
                 surveyor.done();
                 node.take_in(survey);
             }
+            _ = haste.tick(), if node.tracked.is_pressing() => node.sweep_connections(&around.flows),
             command = commands.recv() => {
                 let command = command.context("the socket's task ended")?;
                 answer(command, &mut node, &mut admission, &settings, &around);

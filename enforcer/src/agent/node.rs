@@ -13,7 +13,9 @@ use nix::net::if_::if_nametoindex;
 
 use super::{
     adoption::{Running, is_gone},
-    boot, local,
+    boot,
+    connections::Tracked,
+    local,
     names::Publisher,
     overlay::{Links, Way},
     settings::Settings,
@@ -41,6 +43,8 @@ const INVALID_CONFIGURATION: u32 = 7;
 /// "unknown container": what CHECK found is not what ADD set up.
 const UNKNOWN_CONTAINER: u32 = 3;
 
+/// Income that a pod can save up for new connections.
+const BUDGET_SAVINGS: Duration = Duration::from_secs(2);
 /// Rules that nothing can reach any more are removed about this long after the update that left them ..
 const TIDY_AFTER: Duration = Duration::from_secs(2);
 /// .. and never this soon after another one: a packet under way may just have looked up an old number.
@@ -68,6 +72,7 @@ pub struct Node {
     pub(super) names: Publisher,
     /// Events lost in the kernel, as last reported.
     pub(super) lost_events: u64,
+    pub(super) tracked: Tracked,
 }
 
 /// What the source said last.
@@ -140,6 +145,7 @@ impl Node {
             lets: settings.let_pods_send.iter().fold(0, |lets, one| lets | one.bit()),
             mark_mask: settings.mark_mask,
         })?;
+        maps.limit(settings.new_connections, BUDGET_SAVINGS)?;
         keep_marks(&programs, &mut maps, &stored);
         let tables = Tables::open(maps, Some(&settings.state.join("numbers.json")))?;
         let mut index = Index::new(Some(settings.node_name.clone()));
@@ -163,6 +169,7 @@ impl Node {
             updated: Instant::now(),
             names,
             lost_events: 0,
+            tracked: Tracked::default(),
         };
         for endpoint in stored {
             node.adopt(&endpoint);

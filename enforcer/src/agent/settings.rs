@@ -67,6 +67,11 @@ pub struct Settings {
         value_name = "tunnels,dhcp"
     )]
     pub let_pods_send: Vec<Let>,
+    /// Connections that one pod may begin per second, and twice as many at once; it may be asked four times as many. What
+    /// it has begun goes on; what would be more is dropped and counted. 0: no limit.
+    #[arg(long, env = "BULKHEAD_NEW_CONNECTIONS", value_name = "N", default_value_t = 10_000,
+          value_parser = clap::value_parser!(u32).range(..=1_000_000_000))]
+    pub new_connections: u32,
     /// Twelve neighbouring bits of packet marks by which packets to Services and nodes are known after
     /// translation. Nobody else on the node may use these bits.
     #[arg(long, env = "BULKHEAD_MARK_MASK", value_name = "MASK", default_value = "0xfff00000",

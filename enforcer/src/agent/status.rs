@@ -10,10 +10,13 @@ use std::{
     time::Instant,
 };
 
+use bulkhead_ebpf::abi::names;
 use comfy_table::{ContentArrangement, Table, presets};
 use serde::{Deserialize, Serialize};
 
-use super::{node::Node, overlay::Way, readiness::readiness, settings::Settings};
+use super::{
+    connections::Table as ConnTable, node::Node, overlay::Way, readiness::readiness, settings::Settings,
+};
 use crate::{
     chain::{self, Keeper},
     cluster::object::Kind,
@@ -99,6 +102,8 @@ pub struct Endpoint {
     pub up_to_date: bool,
     /// The programs are on the interface.
     pub attached: bool,
+    /// Packets that would have begun a connection, or a datagram in fragments, beyond the pod's budget.
+    pub refused: u64,
 }
 
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
@@ -120,9 +125,15 @@ pub struct Datapath {
     pub maps: BTreeMap<String, Fill>,
     /// Packets by reason since the maps were created.
     pub packets: BTreeMap<String, u64>,
-    /// Events that found the ring buffer full; connections that found the table full.
+    /// Events that found the ring buffer full; connections that found no entry in their table.
     pub lost_events: u64,
     pub lost_connections: u64,
+    /// Drops that were told of together, because their pod has had more than are told of one by one.
+    pub lost_detail: u64,
+    /// Connections since the agent started: that made room for other pods', and that the kernel has thrown out of a full
+    /// table (at least).
+    pub shed_connections: u64,
+    pub evicted_connections: u64,
     /// Since the agent started: interfaces on which a program was missing, and pins that were; all are back.
     pub repaired: u64,
     pub pins_restored: usize,
@@ -326,8 +337,20 @@ impl Status {
         }
         line(
             "Lost",
-            format!("{} events, {} connections", self.datapath.lost_events, self.datapath.lost_connections),
+            format!(
+                "{} events, {} connections, detail of {} drops",
+                self.datapath.lost_events, self.datapath.lost_connections, self.datapath.lost_detail
+            ),
         );
+        let Datapath { shed_connections, evicted_connections, .. } = self.datapath;
+        if shed_connections + evicted_connections > 0 {
+            let what =
+                format!("{shed_connections} connections made room, {evicted_connections} were evicted");
+            line("Full tables", what);
+        }
+        for Endpoint { pod, refused, .. } in self.endpoints.iter().filter(|endpoint| endpoint.refused > 0) {
+            line("Over budget", format!("{pod}: {refused} packets of new connections dropped"));
+        }
         if self.datapath.repaired > 0 {
             line(
                 "Repairs",
@@ -384,6 +407,9 @@ impl Endpoint {
                 && rule_set == Some(word.rule_set())
                 && wanted == Some(&word)
                 && node.health.error.is_none(),
+            refused: record
+                .and_then(|record| node.tables.kernel_ref().refused(record.mark).ok())
+                .unwrap_or_default(),
             attached: matches!(node.programs.attached(Role::Pod, &endpoint.sandbox.host_ifname), Ok(true)),
         }
     }
@@ -439,7 +465,10 @@ impl Datapath {
         let (sizes, capacity) = node.tables.fill();
         let maps = sizes.by_map().into_iter().zip(capacity.by_map());
         let maps = maps.map(|((map, entries), (_, capacity))| (map.to_owned(), Fill { entries, capacity }));
-        let (lost_events, lost_connections) = node.tables.kernel_ref().lost().unwrap_or_default();
+        let tally = node.tables.kernel_ref().tally().unwrap_or_default();
+        let tracked = [(names::CONNS_V4, node.tracked.v4), (names::CONNS_V6, node.tracked.v6)];
+        let conns = tracked
+            .map(|(map, ConnTable { entries, capacity, .. })| (map.to_owned(), Fill { entries, capacity }));
         Self {
             abi,
             updates: node.health.updates,
@@ -449,10 +478,13 @@ impl Datapath {
             rules: actual.rules.len(),
             addresses: actual.peers.len() + actual.prefixes.len(),
             services: actual.services.len(),
-            maps: maps.collect(),
+            maps: maps.chain(conns).collect(),
             packets: packets.into_iter().map(|(reason, n)| (reason.name().to_owned(), n)).collect(),
-            lost_events,
-            lost_connections,
+            lost_events: tally.lost_events,
+            lost_connections: tally.lost_connections,
+            lost_detail: tally.lost_detail,
+            shed_connections: node.tracked.v4.shed + node.tracked.v6.shed,
+            evicted_connections: node.tracked.v4.evicted + node.tracked.v6.evicted,
             repaired: node.meters.repairs(),
             pins_restored: node.health.pins_restored,
             pins_missing: node.health.pins_missing.clone(),

@@ -62,6 +62,7 @@ impl Walk<'_> {
                     self.room *= 2;
                     continue;
                 }
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
                 Err(error) => {
                     self.over = true;
                     return Err(error);

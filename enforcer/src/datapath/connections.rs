@@ -5,7 +5,10 @@ use std::io;
 use aya::maps::{HashMap, IterableMap, MapData, MapError};
 use bulkhead_ebpf::abi::{CONN_COUNTER, CONN_TRANSLATED, Conn, ConnKey};
 
-use super::{DatapathError, batch, kernel::absent_is_gone};
+use super::{
+    DatapathError, batch,
+    kernel::{absent_is_gone, max_entries},
+};
 
 /// One family's connection table.
 pub struct ConnTable<'a, A>(&'a mut HashMap<MapData, ConnKey<A>, Conn>)
@@ -23,6 +26,11 @@ where
     /// Entries as they are while others come and go: see [`batch::entries`].
     pub fn entries(&self) -> impl Iterator<Item = Result<(ConnKey<A>, Conn), DatapathError>> {
         batch::entries(self.0.map())
+    }
+
+    /// Entries that it can hold.
+    pub fn capacity(&self) -> Result<usize, DatapathError> {
+        Ok(max_entries(self.0.map())?)
     }
 
     pub fn get(&self, key: &ConnKey<A>) -> Option<Conn> {

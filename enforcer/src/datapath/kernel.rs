@@ -2,7 +2,7 @@
 
 mod lookup;
 
-use std::{collections::BTreeMap, net::IpAddr, path::Path};
+use std::{collections::BTreeMap, net::IpAddr, path::Path, time::Duration};
 
 use aya::{
     Ebpf,
@@ -13,8 +13,8 @@ use aya::{
 };
 use bulkhead_ebpf::{
     abi::{
-        self, Config, Conn, ConnKey4, ConnKey6, DropCount, DropKey, Endpoint, Peer, RuleKey, ServiceKey,
-        ServiceKey4, ServiceKey6, names,
+        self, Config, Conn, ConnKey4, ConnKey6, DropCount, DropKey, Endpoint, Limits, Peer, Purses, RuleKey,
+        ServiceKey, ServiceKey4, ServiceKey6, names,
     },
     reason::{REASONS, Reason},
 };
@@ -53,6 +53,21 @@ pub struct Maps {
     config: Array<MapData, Config>,
     counters: PerCpuArray<MapData, u64>,
     lost: PerCpuArray<MapData, u64>,
+    purses: Array<MapData, Purses>,
+    limits: Array<MapData, Limits>,
+}
+
+/// What the programs count besides packets, over all CPUs, since the maps were created.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Tally {
+    /// Events that found the ring full.
+    pub lost_events: u64,
+    /// Connections that found no entry.
+    pub lost_connections: u64,
+    /// Drops that were counted with others, because their endpoint may send no more events.
+    pub lost_detail: u64,
+    /// Connections entered into the table of IPv4, and of IPv6.
+    pub entered: [u64; 2],
 }
 
 impl Maps {
@@ -75,6 +90,8 @@ impl Maps {
             config: map(names::CONFIG)?.try_into()?,
             counters: map(names::COUNTERS)?.try_into()?,
             lost: map(names::LOST)?.try_into()?,
+            purses: map(names::PURSES)?.try_into()?,
+            limits: map(names::LIMITS)?.try_into()?,
         })
     }
 
@@ -91,10 +108,26 @@ impl Maps {
             .collect()
     }
 
-    /// Events that found the ring full, and connections that found the table full.
-    pub fn lost(&self) -> Result<(u64, u64), DatapathError> {
+    /// Each pod may begin this many connections per second, and save up as many as in `savings`; 0: any number.
+    pub fn limit(&mut self, per_second: u32, savings: Duration) -> Result<(), DatapathError> {
+        let entry_cost = NANOS_PER_SECOND.checked_div(per_second.into()).unwrap_or_default();
+        let savings = u64::try_from(savings.as_nanos()).unwrap_or(u64::MAX);
+        Ok(self.limits.set(0, Limits { entry_cost, savings }, 0)?)
+    }
+
+    /// Packets of what the endpoint with this mark was to begin or was asked, dropped because it was too much.
+    pub fn refused(&self, mark: u16) -> Result<u64, DatapathError> {
+        Ok(self.purses.get(&mark.into(), 0)?.refused)
+    }
+
+    pub fn tally(&self) -> Result<Tally, DatapathError> {
         let sum = |index| Ok::<_, MapError>(self.lost.get(&index, 0)?.iter().sum());
-        Ok((sum(abi::LOST_EVENTS)?, sum(abi::LOST_CONNS)?))
+        Ok(Tally {
+            lost_events: sum(abi::LOST_EVENTS)?,
+            lost_connections: sum(abi::LOST_CONNS)?,
+            lost_detail: sum(abi::LOST_DETAIL)?,
+            entered: [sum(abi::ENTERED_V4)?, sum(abi::ENTERED_V6)?],
+        })
     }
 
     pub fn conns_v4(&mut self) -> ConnTable<'_, [u8; 4]> {
@@ -131,6 +164,10 @@ impl Maps {
         }
         let slot = endpoint.ifindex % abi::ENDPOINT_SLOTS;
         let holder = self.endpoints.get(&slot, 0)?.ifindex;
+        if holder != endpoint.ifindex && self.endpoints_spill.get(&endpoint.ifindex, 0).is_err() {
+            // What another pod with this mark has used up is not this one's.
+            self.purses.set(endpoint.mark.into(), Purses::default(), 0)?;
+        }
         if holder == 0 || holder == endpoint.ifindex {
             self.endpoints.set(slot, endpoint, 0)
         } else {
@@ -241,7 +278,7 @@ impl Kernel for Maps {
 }
 
 /// As the kernel has it: a pinned map may be of another build.
-fn max_entries(map: &MapData) -> Result<usize, MapError> {
+pub(super) fn max_entries(map: &MapData) -> Result<usize, MapError> {
     Ok(usize::try_from(map.info()?.max_entries()).expect("32 bits fit"))
 }
 
@@ -277,7 +314,7 @@ pub fn take_ring(ebpf: &mut Ebpf) -> Result<RingBuf<MapData>, DatapathError> {
 }
 
 /// Names of all maps, as pinned.
-pub const MAP_NAMES: [&str; 18] = [
+pub const MAP_NAMES: [&str; 20] = [
     names::ENDPOINTS,
     names::ENDPOINTS_SPILL,
     names::PEERS_V4,
@@ -296,7 +333,11 @@ pub const MAP_NAMES: [&str; 18] = [
     names::EVENTS,
     names::COUNTERS,
     names::LOST,
+    names::PURSES,
+    names::LIMITS,
 ];
+
+const NANOS_PER_SECOND: u64 = 1_000_000_000;
 
 /// Where a map of this name is pinned.
 pub fn map_pin(directory: &Path, name: &str) -> std::path::PathBuf {

@@ -19,6 +19,7 @@ pub mod predecessor;
 pub mod programs;
 pub mod removal;
 pub mod ruling;
+pub mod shares;
 mod sizes;
 pub mod sweep;
 mod table;

@@ -47,6 +47,7 @@ impl Observation {
             rule_set: pod.map_or(0, |pod| pod.rule_set),
             remote_identity: 0,
             aggregated: 1,
+            mixed: false,
             packet: Some(Packet {
                 addresses: [addresses[opener], addresses[peer]],
                 protocol: key.protocol,
@@ -88,6 +89,7 @@ impl Observation {
             rule_set: local.map_or(0, |(_, pod)| pod.rule_set),
             remote_identity: 0,
             aggregated: count.count.max(1),
+            mixed: false,
             packet: remote.zip(own).map(|(remote, own)| Packet {
                 addresses: match direction {
                     Direction::Egress => [own, remote],

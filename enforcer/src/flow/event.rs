@@ -34,6 +34,8 @@ pub struct Observation {
     pub remote_identity: u32,
     /// Like events that this one stands for; at least 1.
     pub aggregated: u32,
+    /// A drop that stands for others at other addresses and ports too, because the pod has had too many.
+    pub mixed: bool,
     /// `None`: the frame is neither IPv4 nor IPv6, or not readable.
     pub packet: Option<Packet>,
     /// Opener's and peer's; `None` for records that the agent makes itself.
@@ -145,6 +147,7 @@ impl Observation {
             rule_set: event.rule_set,
             remote_identity: event.remote_identity,
             aggregated: event.aggregated.max(1),
+            mixed: event.mixed != 0,
             packet: addresses(event.family, event.source, event.destination)?.map(|addresses| Packet {
                 addresses,
                 protocol: event.protocol,
@@ -239,6 +242,7 @@ fn read(bytes: &[u8]) -> Result<Event, DecodeError> {
         tcp_flags: rest.u8(),
         hook: rest.u8(),
         is_reply: rest.u8(),
+        mixed: rest.u8(),
         ..Event::default()
     })
 }

@@ -39,6 +39,7 @@ pub const fn drop_reason(reason: Reason) -> Option<DropReason> {
         Reason::Tunnel => ("ENCAPSULATION_TRAFFIC_IS_PROHIBITED", 170),
         Reason::PolicyDenied => ("POLICY_DENIED", 133),
         Reason::TenantBoundary => ("POLICY_DENY", 181),
+        Reason::OverBudget => ("CT_MAP_INSERTION_FAILED", 155),
     };
     Some(DropReason { name, number })
 }

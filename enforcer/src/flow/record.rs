@@ -322,6 +322,10 @@ pub struct Extensions {
     /// This record was not sent when it happened, but when its count was collected.
     #[serde(skip_serializing_if = "is_false")]
     pub suppressed: bool,
+    /// The events that this record stands for were at other addresses and ports too: the pod has had more drops than are
+    /// told of one by one.
+    #[serde(skip_serializing_if = "is_false")]
+    pub mixed: bool,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]

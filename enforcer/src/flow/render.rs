@@ -139,6 +139,7 @@ impl Flow {
             },
             aggregated: self.seen.aggregated,
             suppressed: self.dropped() && self.seen.hook.is_none(),
+            mixed: self.seen.mixed,
         }
     }
 }

@@ -119,6 +119,18 @@ fn about_packets(registry: &mut Registry, status: &Status) {
         "Allowed connections that found the table full",
         status.datapath.lost_connections,
     );
+    counter(
+        registry,
+        "shed_connections",
+        "Connections whose pod had most, removed so that others' find room",
+        status.datapath.shed_connections,
+    );
+    counter(
+        registry,
+        "evicted_connections",
+        "Connections that the kernel has thrown out of a full table, at least",
+        status.datapath.evicted_connections,
+    );
 }
 
 fn about_policy(registry: &mut Registry, status: &Status, meters: &Meters) {
@@ -148,8 +160,8 @@ fn about_policy(registry: &mut Registry, status: &Status, meters: &Meters) {
         set(&entries, &MapLabels { map: map.clone() }, fill.entries as u64);
         set(&capacity, &MapLabels { map: map.clone() }, fill.capacity as u64);
     }
-    registry.register("map_entries", "Entries in each policy map", entries);
-    registry.register("map_capacity", "Entries that each policy map can hold", capacity);
+    registry.register("map_entries", "Entries in each map that can fill up", entries);
+    registry.register("map_capacity", "Entries that each map can hold", capacity);
 }
 
 fn about_the_source(registry: &mut Registry, status: &Status) {
@@ -197,9 +209,12 @@ fn about_flows(registry: &mut Registry, status: &Status) {
     counter(registry, "flow_records_exported", "Lines written to the flow log", flows.exported);
     counter(registry, "flow_export_errors", "Writes and rotations that failed", flows.export_errors);
     let lost = Family::<PlaceLabels, Counter>::default();
-    for (place, count) in
-        [("kernel", flows.lost_in_kernel), ("unreadable", flows.malformed), ("export", flows.lost_in_export)]
-    {
+    for (place, count) in [
+        ("kernel", flows.lost_in_kernel),
+        ("unreadable", flows.malformed),
+        ("export", flows.lost_in_export),
+        ("detail", status.datapath.lost_detail),
+    ] {
         lost.get_or_create(&PlaceLabels { place }).inc_by(count);
     }
     registry.register("flow_lost", "Flow events and records that were lost, by place", lost);

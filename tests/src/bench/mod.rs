@@ -13,6 +13,7 @@ pub mod bpf;
 pub mod compiler;
 pub mod cpu;
 pub mod crowd;
+pub mod flood;
 pub mod kernel;
 pub mod latency;
 pub mod live;

@@ -63,7 +63,10 @@ impl Mode {
     }
 
     fn guarded(rules: usize, flow_log: bool, family: Family) -> Result<Self> {
-        let lab = Plan::bulkhead().agent(AgentOptions { flow_log, ..AgentOptions::default() }).raise()?;
+        // A client may begin as many connections as one CPU can: it is their cost that is measured.
+        let arguments = ["--new-connections", "1000000"].map(str::to_owned).to_vec();
+        let options = AgentOptions { flow_log, arguments, ..AgentOptions::default() };
+        let lab = Plan::bulkhead().agent(options).raise()?;
         lab.namespace("bench", &[])?;
         lab.manifests().write(&policy(rules))?;
         let name = match rules {

@@ -117,7 +117,7 @@ fn quartiles(values: &[f64]) -> [f64; 3] {
 }
 
 /// The middle value, or the mean of the two in the middle.
-fn median(values: impl IntoIterator<Item = f64>) -> f64 {
+pub(super) fn median(values: impl IntoIterator<Item = f64>) -> f64 {
     let mut values: Vec<_> = values.into_iter().collect();
     values.sort_by(f64::total_cmp);
     match values.len() {

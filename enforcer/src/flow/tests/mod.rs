@@ -194,7 +194,7 @@ fn raw(event: &Event) -> Vec<u8> {
     bytes.extend(event.source_mac);
     bytes.extend(event.destination_mac);
     bytes.extend([event.kind, event.reason, event.direction, event.family]);
-    bytes.extend([event.protocol, event.tcp_flags, event.hook, event.is_reply]);
+    bytes.extend([event.protocol, event.tcp_flags, event.hook, event.is_reply, event.mixed]);
     bytes.resize(size_of::<Event>(), 0);
     bytes
 }

@@ -5,7 +5,7 @@
 //! chaos ─▶ agents ─▶ standing ──────────┴▶ judge ◀─ probes        was any verdict wrong?
 //!                       └▶ growth ◀─ kernel_maps, needs           does anything grow?
 //! ```
-//! While everything changes, a probe is judged against the states that each node may have been in (see [`judge`]): from
+//! While everything changes, a probe is judged against the states that each node may have been in (see `judge`): from
 //! where its agent was known to be when the probe began (its own word, asked for ten times a second, that watches and kernel
 //! have come to these versions), to what was written when it ended. Usually that is a few hundred milliseconds; while an
 //! agent is dead or cut off it lasts as long as that. So that nothing hides in such a span, everything pauses now and then:

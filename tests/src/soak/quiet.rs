@@ -19,6 +19,7 @@ use bulkhead::{
 use super::{
     Soak,
     growth::{Sample, Tolerance, files, of_process},
+    judge::Question,
     kernel_maps, needs,
     probes::{Asked, ask_everybody},
 };
@@ -57,30 +58,33 @@ pub fn moment(soak: &Soak<'_>) -> Result<Vec<Sample>> {
     (0..soak.lab.agents().len()).map(|node| sample(soak, node, &objects)).collect()
 }
 
-/// Denials of pods on the node that denies: its flow log's newest record names the policies.
+/// Denials: the newest record in the flow log of the node that denies names the policies.
 fn look_up(soak: &Soak<'_>, answers: &[(Asked, Outcome)]) -> Result<()> {
     let objects = soak.history.present();
     let denied: Vec<_> =
         answers.iter().filter(|(_, outcome)| *outcome == Outcome::Silent).map(|(asked, _)| asked).collect();
     let every = denied.len().div_ceil(LOOKED_UP).max(1);
-    for asked in denied.iter().step_by(every) {
-        let Some(want) = denial(&objects, asked) else { continue }; // an outcome that was judged wrong already
-        let agent = &soak.lab.agents()[want.node];
-        let found =
-            until(TIDIES_WITHIN, || newest(agent, asked), |found| found.as_ref() == Some(&want.record))?;
-        if found.as_ref() == Some(&want.record) {
+    // Without those whose outcome was judged wrong already.
+    let some = denied.into_iter().step_by(every);
+    let wanted: Vec<_> = some.filter_map(|asked| Some((asked, denial(&objects, asked)?))).collect();
+    let is_told = |told: &[Newest], asked: &Asked, want: &Denial| {
+        told[want.node].get(&Pair::of(asked)) == Some(&want.record)
+    };
+    let told = until(
+        TIDIES_WITHIN,
+        || soak.lab.agents().iter().map(newest).collect::<Result<Vec<_>>>(),
+        |told| wanted.iter().all(|(asked, want)| is_told(told, asked, want)),
+    )?;
+    for (asked, want) in &wanted {
+        if is_told(&told, asked, want) {
             soak.tally.count("denials looked up in the flow log");
-        } else {
-            soak.tally.wrong(|| {
-                format!(
-                    "{}: the flow log says {found:?}, and should {:?}\n{}",
-                    asked.name(),
-                    want.record,
-                    soak.circumstances(asked)
-                )
-            });
-            break; // the others would be waited for as well
+            continue;
         }
+        soak.tally.wrong(|| {
+            let found = told[want.node].get(&Pair::of(asked));
+            let (name, circumstances) = (asked.name(), soak.circumstances(asked));
+            format!("{name}: the flow log says {found:?}, and should {:?}\n{circumstances}", want.record)
+        });
     }
     Ok(())
 }
@@ -123,34 +127,40 @@ fn denial(objects: &[Object], asked: &Asked) -> Option<Denial> {
     Some(Denial { node: end.node, record: (direction.to_owned(), by_policy, policies) })
 }
 
-fn newest(agent: &Agent, asked: &Asked) -> Result<Option<Record>> {
-    let question = &asked.question;
-    let (from, to) = (question.from.key.to_string(), question.to.key.to_string());
-    let (port, protocol) = (question.port.to_string(), question.transport.to_string());
-    let lines = agent.flows(&[
-        "-o",
-        "json",
-        "--verdict",
-        "dropped",
-        "--last",
-        "100000",
-        "--pod",
-        &from,
-        "--port",
-        &port,
-        "--protocol",
-        &protocol,
-    ])?;
-    let mut newest = None;
+#[derive(Debug, PartialEq, Eq, PartialOrd, Ord)]
+struct Pair {
+    from: String,
+    to: String,
+    transport: Transport,
+    port: u64,
+    ipv4: bool,
+}
+
+impl Pair {
+    fn of(asked: &Asked) -> Self {
+        let Question { from, to, transport, ipv4, port } = &asked.question;
+        let (from, to) = (from.key.to_string(), to.key.to_string());
+        Self { from, to, transport: *transport, port: (*port).into(), ipv4: *ipv4 }
+    }
+}
+
+type Newest = BTreeMap<Pair, Record>;
+
+/// What an agent remembers of each pair's last denial.
+fn newest(agent: &Agent) -> Result<Newest> {
+    let lines = agent.flows(&["-o", "json", "--verdict", "dropped", "--last", "100000"])?;
+    let mut newest = Newest::new();
     for line in lines.lines() {
         let record: serde_json::Value = serde_json::from_str(line).context("a flow record")?;
-        let version = record["flow"]["IP"]["ipVersion"].as_str().unwrap_or_default();
-        let is_family = version == if question.ipv4 { "IPv4" } else { "IPv6" };
-        let Some(blocked) = Blocked::read(&record).filter(|_| is_family) else { continue };
-        let is_pair = blocked.source == from && blocked.destination == to;
-        if is_pair && (blocked.transport, blocked.port) == (question.transport, u64::from(question.port)) {
-            newest = Some((blocked.direction, blocked.reason == "POLICY_DENIED", blocked.policies));
-        }
+        let ipv4 = record["flow"]["IP"]["ipVersion"] == "IPv4";
+        let Some(Blocked {
+            source: from, destination: to, transport, port, direction, reason, policies, ..
+        }) = Blocked::read(&record)
+        else {
+            continue;
+        };
+        let record = (direction, reason == "POLICY_DENIED", policies);
+        newest.insert(Pair { from, to, transport, port, ipv4 }, record);
     }
     Ok(newest)
 }

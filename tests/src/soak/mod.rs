@@ -38,7 +38,7 @@ use crate::{
 
 mod chaos;
 mod churn;
-mod clock;
+pub mod clock;
 mod edits;
 mod growth;
 mod history;
@@ -112,7 +112,7 @@ impl Default for Options {
 
 /// How fast streams talk: messages are small, what counts is that none is lost.
 const STREAM_PACE: Duration = Duration::from_millis(10);
-/// From the start of its pods to the beginning of the soak.
+/// Open files that the soak may have: the sockets of both ends of all exchanges are its own.
 const DESCRIPTORS: u64 = 20_000;
 
 /// What all threads of a soak share.
@@ -131,6 +131,8 @@ struct Soak<'l> {
     /// The file of each node's wall clock.
     clocks: Vec<PathBuf>,
     notes: Mutex<Vec<(Duration, String)>>,
+    /// When a pair, by its name, was asked at random.
+    asked: Mutex<BTreeMap<String, Instant>>,
     /// Time in which everybody changes, breaks and asks.
     busy: Mutex<Duration>,
     began: Instant,
@@ -160,14 +162,13 @@ pub fn run(options: &Options) -> Result<Report> {
     let random_seed = || SystemTime::UNIX_EPOCH.elapsed().map_or(1, |since| u64::from(since.subsec_nanos()));
     let seed = options.seed.unwrap_or_else(random_seed);
     println!("seed {seed}: lab soak --seed {seed} repeats what is drawn, not how threads meet");
-    let clocks = tempfile::tempdir()?;
-    let clocks: (_, Vec<_>) =
-        (&clocks, (1..=2).map(|node| clocks.path().join(format!("node-{node}"))).collect());
+    let directory = tempfile::tempdir()?;
+    let clocks: Vec<_> = (1..=2).map(|node| directory.path().join(format!("clock-{node}"))).collect();
     let mut agent = AgentOptions { keeps_chain: true, ..AgentOptions::default() };
     agent.arguments.extend(["--flow-log-max-bytes", "8388608", "--flow-log-files", "2"].map(String::from));
     agent.arguments.extend(options.agent_arg.iter().cloned());
     if options.chaos.contains(&Chaos::Clock) {
-        for (node, file) in (1..).zip(&clocks.1) {
+        for (node, file) in (1..).zip(&clocks) {
             clock::set(file, 0)?;
             agent.environment.insert(node, clock::environment(file)?);
         }
@@ -187,8 +188,9 @@ pub fn run(options: &Options) -> Result<Report> {
         starts: RwLock::new(()),
         excuses: Excuses::default(),
         tally: Tally::default(),
-        clocks: clocks.1.clone(),
+        clocks,
         notes: Mutex::default(),
+        asked: Mutex::default(),
         busy: Mutex::default(),
         began: Instant::now(),
         over: AtomicBool::new(false),

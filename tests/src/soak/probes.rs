@@ -72,6 +72,9 @@ pub fn roam(soak: &Soak<'_>, seed: u64) -> Result<()> {
             }
         }
         ask(soak, &round)?;
+        let now = Instant::now();
+        let mut asked = soak.asked.lock().expect("no holder panics");
+        asked.extend(round.iter().map(|asked| (asked.name(), now)));
     }
     Ok(())
 }

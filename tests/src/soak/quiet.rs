@@ -6,7 +6,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, bail};
 use bulkhead::{
     cluster::object::Object,
     policy::{
@@ -38,11 +38,18 @@ const SETTLES_WITHIN: Duration = Duration::from_mins(1);
 const TIDIES_WITHIN: Duration = Duration::from_secs(10);
 /// Denied exchanges of a moment that are looked up in the flow log.
 const LOOKED_UP: usize = 40;
+/// Drops of a pair within seconds are one record (`DROP_EVENT_TICKS`); sockets that were cut repeat themselves for a while.
+const FORGOTTEN_AFTER: Duration = Duration::from_secs(20);
 /// Prefix of figures of the kernel's maps.
 const MAP: &str = "map ";
 
 pub fn moment(soak: &Soak<'_>) -> Result<Vec<Sample>> {
     let _alone = soak.gate.write().expect("no holder panics");
+    for (number, agent) in (1..).zip(soak.lab.agents()) {
+        if let Some(status) = agent.ended()? {
+            bail!("the agent of node-{number} has ended by itself ({status}):\n{}", agent.log());
+        }
+    }
     let began = Instant::now();
     let versions = soak.history.catch_up()?;
     if let Err(error) = soak.standing.reach(&versions, soak.lab.agents(), SETTLES_WITHIN) {
@@ -52,7 +59,10 @@ pub fn moment(soak: &Soak<'_>) -> Result<Vec<Sample>> {
     let took = u64::try_from(began.elapsed().as_millis()).unwrap_or(u64::MAX);
     soak.tally.most("ms until the agents were up to date in a quiet moment, at most", took);
     soak.history.forget();
-    let answers = ask_everybody(soak)?;
+    let mut lately = std::mem::take(&mut *soak.asked.lock().expect("no holder panics"));
+    lately.retain(|_, at| at.elapsed() < FORGOTTEN_AFTER);
+    let mut answers = ask_everybody(soak)?;
+    answers.retain(|(asked, _)| !lately.contains_key(&asked.name()));
     look_up(soak, &answers)?;
     let objects = soak.history.present();
     (0..soak.lab.agents().len()).map(|node| sample(soak, node, &objects)).collect()

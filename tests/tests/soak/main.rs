@@ -1,7 +1,9 @@
 //! A short soak with everything on; `lab soak` is the long one.
 #![expect(clippy::unwrap_used, reason = "tests")]
 
-use lab::soak::{self, Options};
+use std::{process::Command, time::SystemTime};
+
+use lab::soak::{self, Options, clock};
 
 /// Of pairs whose right outcome is known, in hundredths of all that were asked.
 const CERTAIN: u64 = 60;
@@ -47,4 +49,17 @@ fn agents_that_enforce_something_else_are_found_out() {
     assert!(report.wrongs > 100, "tenants are open to each other: {:?}", report.counts);
     assert!(report.wrong[0].contains("Reached, which no state explains"), "{}", report.wrong[0]);
     assert!(report.verdict().is_err());
+}
+
+#[test]
+fn a_programs_wall_clock_is_set_without_the_machines() {
+    let directory = tempfile::tempdir().unwrap();
+    let file = directory.path().join("clock");
+    for away in [0, 315_360_000, -86_400] {
+        clock::set(&file, away).unwrap();
+        let date = Command::new("date").arg("+%s").envs(clock::environment(&file).unwrap()).output().unwrap();
+        let told: i64 = String::from_utf8(date.stdout).unwrap().trim().parse().unwrap();
+        let now = i64::try_from(SystemTime::UNIX_EPOCH.elapsed().unwrap().as_secs()).unwrap();
+        assert!((told - now - away).abs() < 60, "{told} at {now}, {away} s away");
+    }
 }

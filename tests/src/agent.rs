@@ -1,6 +1,7 @@
 //! The agent of one node: started, asked, killed and started again.
 
 use std::{
+    collections::BTreeMap,
     fs::{self, File, OpenOptions},
     io::{BufRead, BufReader, Write},
     os::unix::net::UnixStream,
@@ -47,6 +48,8 @@ pub struct AgentOptions {
     pub capabilities: Option<Vec<String>>,
     /// More arguments for `bulkhead agent`.
     pub arguments: Vec<String>,
+    /// More variables in its environment; by node (from 1), because what they name may be a node's own.
+    pub environment: BTreeMap<u8, Vec<(String, String)>>,
 }
 
 impl Default for AgentOptions {
@@ -58,6 +61,7 @@ impl Default for AgentOptions {
             flow_log: true,
             capabilities: None,
             arguments: Vec::new(),
+            environment: BTreeMap::new(),
         }
     }
 }
@@ -85,6 +89,7 @@ pub struct Agent {
     confined: Vec<String>,
     bpffs: PathBuf,
     arguments: Vec<String>,
+    environment: Vec<(String, String)>,
     process: Mutex<Option<Child>>,
 }
 
@@ -126,6 +131,7 @@ impl Agent {
             bpffs,
             confined: confined.unwrap_or_default(),
             arguments,
+            environment: options.environment.get(&node.number()).cloned().unwrap_or_default(),
             process: Mutex::default(),
         })
     }
@@ -190,6 +196,7 @@ impl Agent {
             .command(&command_line[0])?
             .args(&command_line[1..])
             .args(arguments)
+            .envs(self.environment.iter().map(|(name, value)| (name, value)))
             .stdin(File::open("/dev/null")?)
             .stdout(log.try_clone()?)
             .stderr(log)
@@ -233,6 +240,14 @@ impl Agent {
 
     pub fn runs(&self) -> bool {
         self.process().is_some()
+    }
+
+    /// How it ended, if it did so by itself.
+    pub fn ended(&self) -> Result<Option<ExitStatus>> {
+        match self.process().as_mut() {
+            Some(child) => Ok(child.try_wait()?),
+            None => Ok(None),
+        }
     }
 
     pub fn pid(&self) -> Result<u32> {

@@ -8,6 +8,7 @@
 //!                       scrape                         what machines are told
 //!                       raw ─▶ sniffer, flood           what is made by hand, and what arrives
 //!          bench                                        what it costs
+//!          soak                                         how long it holds, whatever happens
 //!          image                                        what a cluster gets
 //! ```
 //!
@@ -40,6 +41,7 @@ pub mod scrape;
 pub mod server;
 pub mod services;
 pub mod sniffer;
+pub mod soak;
 pub mod survey;
 pub mod topology;
 pub mod traffic;

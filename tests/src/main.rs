@@ -19,7 +19,7 @@ use lab::{
     demo::{self, Scenario},
     image,
     netns::require_root,
-    probe, topology,
+    probe, soak, topology,
 };
 use nix::{
     sys::signal::{SigSet, Signal, kill},
@@ -59,6 +59,8 @@ enum Lab {
     ApiserverScale(bench::scale::Options),
     /// From a policy's write at the API server to the first packet that meets it
     ApiserverLatency(bench::latency::Options),
+    /// Churn, load and chaos for as long as you like: no verdict may be wrong, and nothing may grow
+    Soak(soak::Options),
     /// Make the container image from static binaries
     Image(Image),
 }
@@ -164,6 +166,13 @@ fn run(command: Lab) -> Result<ExitCode> {
         Lab::ApiserverLatency(options) => {
             leave_nothing_when_told_to_end(130)?;
             bench::latency::run(&options)?;
+            Ok(ExitCode::SUCCESS)
+        }
+        Lab::Soak(options) => {
+            leave_nothing_when_told_to_end(130)?;
+            let report = soak::run(&options)?;
+            report.print();
+            report.verdict()?;
             Ok(ExitCode::SUCCESS)
         }
         Lab::Image(options) => {

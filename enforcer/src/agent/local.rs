@@ -22,5 +22,17 @@ pub fn addresses() -> Result<BTreeSet<IpAddr>, Errno> {
 
 /// Is there an interface of this index?
 pub fn exists(ifindex: u32) -> bool {
-    if_indextoname(ifindex).is_ok()
+    // nix 0.31 takes the null pointer of `if_indextoname(3)` for success, and the name is empty then.
+    if_indextoname(ifindex).is_ok_and(|name| !name.is_empty())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_interface_that_is_not_there_does_not_exist() {
+        assert!(exists(1), "the loopback device is the first of every network namespace");
+        assert!(!exists(i32::MAX.unsigned_abs()));
+    }
 }

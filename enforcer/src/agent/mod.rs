@@ -16,7 +16,7 @@ pub mod connections;
 pub mod explain;
 mod handler;
 mod imports;
-mod local;
+pub mod local;
 mod names;
 mod node;
 pub mod overlay;

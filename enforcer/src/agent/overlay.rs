@@ -156,9 +156,13 @@ impl Node {
         if !interface.ethernet {
             return Err("frames on it have no Ethernet header".to_owned());
         }
-        if self.is_succeeding() || matches!(self.programs.attached(Role::Overlay, &interface.name), Ok(true))
-        {
-            return Ok(()); // by us, or by a predecessor as it saw fit
+        if self.is_succeeding() {
+            return Ok(()); // by a predecessor as it saw fit
+        }
+        // One that an agent before us has put there is ours only with its link.
+        let attached = matches!(self.programs.attached(Role::Overlay, &interface.name), Ok(true));
+        if attached && self.programs.keeps(Role::Overlay, index) {
+            return Ok(());
         }
         let again = self.ways.iter().any(|way| way.interface == interface.name && way.error.is_empty());
         tracing::info!(interface = interface.name, again, "a way to other nodes");

@@ -203,6 +203,11 @@ impl Programs {
         })
     }
 
+    /// The role's links are ours: who removes their pins takes off nothing.
+    pub fn keeps(&self, role: Role, ifindex: u32) -> bool {
+        role.hooks().all(|hook| self.links.contains_key(&(ifindex, hook)))
+    }
+
     /// The pin of a predecessor's link that still holds its interface.
     fn inherited(&self, name: &str) -> Option<PathBuf> {
         self.predecessors.iter().map(|predecessor| predecessor.link(name)).find(|path| path.exists())

@@ -5,6 +5,7 @@ use std::{
     net::{SocketAddr, TcpListener},
     pin::Pin,
     sync::{Arc, Mutex},
+    thread,
     time::Duration,
 };
 
@@ -80,6 +81,17 @@ impl Proxy {
     /// Listens again where it did.
     pub fn restart(&self) -> Result<()> {
         self.stop();
+        // A program that another thread starts holds a copy of the socket until it is under way.
+        let in_use = |error: &anyhow::Error| {
+            let cause = error.root_cause().downcast_ref::<io::Error>();
+            cause.is_some_and(|cause| cause.kind() == io::ErrorKind::AddrInUse)
+        };
+        for _ in 0..200 {
+            match self.open(self.address) {
+                Err(error) if in_use(&error) => thread::sleep(Duration::from_millis(10)),
+                opened => return opened.map(drop),
+            }
+        }
         self.open(self.address).map(drop)
     }
 

@@ -51,6 +51,10 @@ fn pins_that_somebody_wipes_are_put_back_and_nothing_is_open_meanwhile() {
     agent.start().unwrap();
     let next = agent.status().unwrap();
     assert_eq!(next["datapath"]["adoption"]["mapsCreated"], 0, "{next:#}");
+    // It holds what it has found in place as well, the ways to other nodes included.
+    assert_eq!(remove_all(agent.bpffs()).failed.len(), 0);
+    status(agent, "puts all pins back", restored);
+    assert_eq!(pins(agent.bpffs()), before);
     shop.close();
 }
 

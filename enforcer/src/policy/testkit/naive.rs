@@ -60,6 +60,23 @@ pub fn answer(objects: &[Object], settings: &Settings, probe: &Probe) -> Option<
     Some(Verdicts { egress, ingress, before_translation: None })
 }
 
+/// The policies that isolate a pod in one direction; none if there is no such pod.
+pub fn isolating(objects: &[Object], pod: &Key, ingress: bool) -> BTreeSet<Key> {
+    let settings = Settings::default(); // isolation does not depend on them
+    let cluster = Cluster { objects, settings: &settings };
+    let Some(pod) = cluster.living().find(|living| living.key == *pod && !living.host_network) else {
+        return BTreeSet::new();
+    };
+    let mut found = BTreeSet::new();
+    for policy in cluster.policies() {
+        let isolates = if ingress { policy.ingress.is_some() } else { policy.egress.is_some() };
+        if isolates && policy.key.namespace == pod.key.namespace && matches(&policy.subjects, &pod.labels) {
+            found.insert(policy.key.clone());
+        }
+    }
+    found
+}
+
 #[derive(Clone, Copy)]
 struct Wanted {
     /// `None`: ICMP.

@@ -213,7 +213,7 @@ pub enum Grant {
     LocalNode,
     /// The destination's namespace lets the tenant in.
     Door,
-    /// These rules, sorted, at least one.
+    /// These rules, sorted: at least one, and of very many the first 32.
     Rules(BTreeSet<RuleRef>),
 }
 

@@ -85,6 +85,8 @@ pub enum DatapathError {
     NoSuchProgram(&'static str),
     #[error(transparent)]
     Numbers(#[from] NumbersError),
+    #[error(transparent)]
+    Bpffs(#[from] bpffs::BpffsError),
     #[error("more than {} pods on one node: the marks of their packets do not suffice", abi::ORIGINS - 1)]
     OutOfMarks,
 }

@@ -7,18 +7,22 @@
 
 use std::{
     collections::{BTreeMap, HashMap},
+    hash::Hash,
     sync::Arc,
 };
 
 use super::{
     compact::Text,
-    object::{IpBlock, Key, NetworkPolicy, Peer, Ports, Rule, Selector},
+    object::{IpBlock, Key, NetworkPolicy, Peer, Port, Ports, Rule, Selector},
 };
 
 /// Peers of all rules (each with the requirements of its selectors), and rules without any.
 pub const MAX_PEERS: usize = 1 << 15;
-/// Of each rule the peers times the ports: entries in the kernel's rule map for an address that all of them match.
-pub const MAX_ENTRIES: usize = 1 << 17;
+/// Of each rule the peers times the ports: what there is to look at for an address that all of them match.
+pub const MAX_COMBINATIONS: usize = 1 << 17;
+/// Distinct ports, a range counted as the prefixes that it may take: combinations in the kernel's rule map for each kind of
+/// peer that may use all of them.
+pub const MAX_PORTS: usize = 1 << 12;
 /// Prefixes of distinct ipBlocks, exceptions included: of 65,536 in each family's map.
 pub const MAX_PREFIXES: usize = 1 << 14;
 /// Of ipBlocks with exceptions: prefixes of the one times prefixes of the others. Every address must know all the blocks
@@ -90,8 +94,10 @@ impl Shares {
 struct Share {
     policies: usize,
     peers: usize,
-    entries: usize,
-    /// Policies that name each block.
+    combinations: usize,
+    /// Policies and rules that name each port, and each block.
+    ports: HashMap<Port, usize>,
+    port_prefixes: usize,
     blocks: HashMap<IpBlock, usize>,
     prefixes: usize,
     /// Of the blocks with exceptions: prefixes, and the sum of their squares.
@@ -104,12 +110,14 @@ impl Share {
         let cost = Cost::of(policy);
         self.policies += 1;
         self.peers += cost.peers;
-        self.entries += cost.entries;
+        self.combinations += cost.combinations;
+        for port in cost.ports {
+            if one_more(&mut self.ports, port) {
+                self.port_prefixes += prefixes(port);
+            }
+        }
         for block in cost.blocks {
-            if let Some(count) = self.blocks.get_mut(block) {
-                *count += 1;
-            } else {
-                self.blocks.insert(block.clone(), 1);
+            if one_more(&mut self.blocks, block) {
                 self.count(block, usize::checked_add);
             }
         }
@@ -119,12 +127,14 @@ impl Share {
         let cost = Cost::of(policy);
         self.policies -= 1;
         self.peers -= cost.peers;
-        self.entries -= cost.entries;
+        self.combinations -= cost.combinations;
+        for port in cost.ports {
+            if one_less(&mut self.ports, port) {
+                self.port_prefixes -= prefixes(port);
+            }
+        }
         for block in cost.blocks {
-            let count = self.blocks.get_mut(block).expect("what is removed was added");
-            *count -= 1;
-            if *count == 0 {
-                self.blocks.remove(block);
+            if one_less(&mut self.blocks, block) {
                 self.count(block, usize::checked_sub);
             }
         }
@@ -145,7 +155,8 @@ impl Share {
         let crossings = self.prefixes.saturating_mul(self.excepted) - self.squares;
         let (what, limit) = [
             (self.peers, MAX_PEERS, "peers"),
-            (self.entries, MAX_ENTRIES, "peers times ports"),
+            (self.combinations, MAX_COMBINATIONS, "peers times ports"),
+            (self.port_prefixes, MAX_PORTS, "ports"),
             (self.prefixes, MAX_PREFIXES, "address prefixes"),
             (crossings, MAX_CROSSINGS, "addresses in several ipBlocks with exceptions"),
         ]
@@ -160,19 +171,19 @@ impl Share {
 
 struct Cost<'p> {
     peers: usize,
-    entries: usize,
+    combinations: usize,
+    ports: Vec<&'p Port>,
     blocks: Vec<&'p IpBlock>,
 }
 
 impl<'p> Cost<'p> {
     fn of(policy: &'p NetworkPolicy) -> Self {
-        let mut cost = Self { peers: policy.subjects.requirements.len(), entries: 0, blocks: Vec::new() };
+        let peers = policy.subjects.requirements.len();
+        let mut cost = Self { peers, combinations: 0, ports: Vec::new(), blocks: Vec::new() };
         for rule in policy.ingress.iter().chain(&policy.egress).flatten() {
-            let ports = rule.ports.iter().map(|port| match port.ports {
-                Ports::Range(first, last) if first != last => RANGE,
-                _ => 1,
-            });
-            cost.entries += rule.peers.len().max(1) * ports.sum::<usize>().max(1);
+            let ports: usize = rule.ports.iter().map(prefixes).sum();
+            cost.combinations += rule.peers.len().max(1) * ports.max(1);
+            cost.ports.extend(&rule.ports);
             cost.peers += rule.peers.iter().map(requirements).sum::<usize>().max(1);
             cost.blocks.extend(rule.peers.iter().filter_map(|peer| match peer {
                 Peer::Block(block) => Some(block),
@@ -180,6 +191,35 @@ impl<'p> Cost<'p> {
             }));
         }
         cost
+    }
+}
+
+/// Whether it is the first.
+fn one_more<T: Clone + Eq + Hash>(counts: &mut HashMap<T, usize>, item: &T) -> bool {
+    if let Some(count) = counts.get_mut(item) {
+        *count += 1;
+        return false;
+    }
+    counts.insert(item.clone(), 1);
+    true
+}
+
+/// Whether it was the last.
+fn one_less<T: Eq + Hash>(counts: &mut HashMap<T, usize>, item: &T) -> bool {
+    let count = counts.get_mut(item).expect("what is removed was added");
+    *count -= 1;
+    let was_last = *count == 0;
+    if was_last {
+        counts.remove(item);
+    }
+    was_last
+}
+
+/// At most, of one port or range.
+fn prefixes(port: &Port) -> usize {
+    match port.ports {
+        Ports::Range(first, last) if first != last => RANGE,
+        _ => 1,
     }
 }
 

@@ -10,6 +10,8 @@
 //!
 //! Standard output belongs to the protocol; warnings go to standard error, where runtimes log them.
 
+#![forbid(unsafe_code)]
+
 pub mod agent;
 pub mod command;
 pub mod config;

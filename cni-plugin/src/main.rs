@@ -1,4 +1,5 @@
 //! Reads one CNI request, carries it out, writes one answer.
+#![forbid(unsafe_code)]
 
 use std::{
     env,

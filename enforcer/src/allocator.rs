@@ -1,5 +1,6 @@
 //! The system's allocator, told what this process is like: a large state that one thread owns, and short work on
 //! others' behalf. On glibc alone; others need not be told, or cannot be.
+#![cfg_attr(target_env = "gnu", expect(unsafe_code, reason = "the C allocator's settings"))]
 
 /// One arena for all threads: what is read on one thread and kept on another would leave holes in several. To be
 /// called before threads start.

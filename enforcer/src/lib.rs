@@ -6,6 +6,8 @@
 //!                    endpoint      flow ─▶ exporters
 //! ```
 //! `chain` keeps the CNI plugin where the runtime calls it, so that `endpoint` hears of pods.
+#![deny(unsafe_code)] // each exception says why
+
 pub mod agent;
 pub mod allocator;
 pub mod api;

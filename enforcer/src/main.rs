@@ -2,14 +2,15 @@
 
 use std::{
     env,
-    io::{self, IsTerminal},
+    io::{self, IsTerminal, Write},
     path::PathBuf,
     process::ExitCode,
 };
 
 use bulkhead::{
     agent::{self, settings::Settings},
-    allocator, cli,
+    allocator,
+    cli::{self, terminal::Visible},
 };
 use clap::{CommandFactory, FromArgMatches, Parser, Subcommand};
 use tracing_subscriber::EnvFilter;
@@ -59,25 +60,34 @@ fn main() -> ExitCode {
             log_to_stderr();
             runtime.block_on(agent::run(*settings)).map(|()| ExitCode::SUCCESS)
         }
-        Command::Status(args) => runtime.block_on(cli::status::run(&args, &mut io::stdout())),
-        Command::Endpoints(args) => runtime.block_on(cli::endpoints::run(&args, &mut io::stdout())),
-        Command::Explain(args) => runtime.block_on(cli::explain::run(&args, &mut io::stdout())),
-        Command::Coverage(args) => {
-            runtime.block_on(cli::coverage::run(&args, &mut io::stdout(), &mut io::stderr()))
+        Command::Status(args) => runtime.block_on(cli::status::run(&args, &mut Visible::new(io::stdout()))),
+        Command::Endpoints(args) => {
+            runtime.block_on(cli::endpoints::run(&args, &mut Visible::new(io::stdout())))
         }
+        Command::Explain(args) => runtime.block_on(cli::explain::run(&args, &mut Visible::new(io::stdout()))),
+        Command::Coverage(args) => runtime.block_on(cli::coverage::run(
+            &args,
+            &mut Visible::new(io::stdout()),
+            &mut Visible::new(io::stderr()),
+        )),
         Command::Flows(args) => {
             runtime.block_on(cli::flows::run(&args)).map(|()| ExitCode::SUCCESS).map_err(Into::into)
         }
-        Command::InstallCni(args) => cli::install::run(&args, &mut io::stdout()),
-        Command::Uninstall(args) => runtime.block_on(cli::uninstall::run(&args, &mut io::stdout())),
-        Command::Simulate(args) => cli::simulate::run(&args, &mut io::stdout().lock(), &mut io::stderr()),
+        Command::InstallCni(args) => cli::install::run(&args, &mut Visible::new(io::stdout())),
+        Command::Uninstall(args) => {
+            runtime.block_on(cli::uninstall::run(&args, &mut Visible::new(io::stdout())))
+        }
+        Command::Simulate(args) => {
+            cli::simulate::run(&args, &mut Visible::new(io::stdout().lock()), &mut Visible::new(io::stderr()))
+        }
     };
     result.unwrap_or_else(|error| {
         // A reader that has seen enough (`| head`) is no failure.
         if error.downcast_ref::<io::Error>().is_some_and(|e| e.kind() == io::ErrorKind::BrokenPipe) {
             return ExitCode::SUCCESS;
         }
-        eprintln!("bulkhead: {error:#}");
+        // At worst nobody reads it.
+        let _ = writeln!(Visible::new(io::stderr()), "bulkhead: {error:#}");
         ExitCode::from(2)
     })
 }

@@ -20,7 +20,11 @@ use super::{
 use crate::{
     chain::{self, Keeper},
     cluster::object::Kind,
-    datapath::{programs::Role, ruling::Lookup},
+    datapath::{
+        crowd::{Crowded, InForce},
+        programs::Role,
+        ruling::Lookup,
+    },
     endpoint::adoption::Unadopted,
     flow::{Counters, Pipeline},
     others::{self, Lookout},
@@ -123,6 +127,9 @@ pub struct Datapath {
     pub services: usize,
     /// How full each map that can fill up is; an update that does not fit is refused as a whole.
     pub maps: BTreeMap<String, Fill>,
+    /// Namespaces whose policies are not in force here as they are written, because the rules of all do not fit into the
+    /// map, and what is in force of them.
+    pub without_room: Crowded,
     /// Packets by reason since the maps were created.
     pub packets: BTreeMap<String, u64>,
     /// Events that found the ring buffer full; connections that found no entry in their table.
@@ -325,6 +332,15 @@ impl Status {
         let fill = |(map, fill): (&String, &Fill)| format!("{map} {}/{}", fill.entries, fill.capacity);
         let used = self.datapath.maps.iter().filter(|(_, fill)| fill.entries > 0);
         line("Map entries", used.map(fill).collect::<Vec<_>>().join(", "));
+        for (namespace, in_force) in &self.datapath.without_room {
+            let in_force = match in_force {
+                InForce::Before => {
+                    "pods keep the rules that they had, new ones are isolated and admit nothing"
+                }
+                InForce::Isolation => "pods are isolated and admit nothing",
+            };
+            line("No room", format!("for the rules of namespace {namespace}: its {in_force}"));
+        }
         for Way { interface, error } in &self.ways {
             let state = if error.is_empty() { "judged" } else { error };
             line("To other nodes", format!("{interface}: {state}"));
@@ -479,6 +495,7 @@ impl Datapath {
             addresses: actual.peers.len() + actual.prefixes.len(),
             services: actual.services.len(),
             maps: maps.chain(conns).collect(),
+            without_room: node.tables.crowded().clone(),
             packets: packets.into_iter().map(|(reason, n)| (reason.name().to_owned(), n)).collect(),
             lost_events: tally.lost_events,
             lost_connections: tally.lost_connections,

@@ -98,14 +98,14 @@ pub enum Answer {
 
 /// A line we cannot serve, and how its sender wants to hear it.
 #[derive(Clone, Debug, PartialEq)]
-enum Unreadable {
+pub enum Unreadable {
     Cni(CniAnswer),
     Query(Answer),
 }
 
 impl Request {
     /// Told apart by their tag rather than by trying both, so that the error is about what was meant.
-    fn parse(line: &str) -> Result<Self, Unreadable> {
+    pub fn parse(line: &str) -> Result<Self, Unreadable> {
         let unreadable = |error: serde_json::Error| Unreadable::Query(Answer::Error(error.to_string()));
         let value: Value = serde_json::from_str(line).map_err(unreadable)?;
         if value.get("cni").is_some() {

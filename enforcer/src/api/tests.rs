@@ -255,6 +255,8 @@ async fn an_unreadable_line_is_answered_in_the_language_it_was_meant_in() {
         (r#"{"cni":"MULTIPLY"}"#, "message", "unknown variant `MULTIPLY`"),
         (r#"{"cni":"DEL","attachment":{"container":"a"}}"#, "message", "missing field `ifname`"),
         (r#"{"cni":"DEL","query":"status"}"#, "message", ""),
+        (&"[".repeat(MAX_LINE - 2), "error", "recursion limit exceeded"),
+        (&format!(r#"{{"cni":{}"#, r#"{"a":"#.repeat(100_000)), "error", "recursion limit exceeded"),
     ] {
         let answer = stage.exchange(line).await;
         let text = answer[key].as_str().unwrap_or_else(|| panic!("{line}: {answer}"));

@@ -127,22 +127,15 @@ impl<'a> List<'a> {
 
     /// The text without our entries; `None` if there is none. A list of nothing but ours has no such text.
     pub fn without(&self) -> Option<String> {
-        self.others().next()?;
+        let first_other = self.plugins.iter().position(|plugin| plugin.kind != PLUGIN)?;
         let mut text = self.text.to_owned();
-        for at in (0..self.plugins.len()).rev().filter(|at| self.plugins[*at].kind == PLUGIN) {
-            // With the comma and the gap on one side of it.
-            let range = match at {
-                0 => self.plugins[0].at.start..self.first_other().at.start,
-                _ => self.plugins[at - 1].at.end..self.plugins[at].at.end,
-            };
-            text = splice(&text, range, "");
+        // From the end, so that what is still to go has not moved; each with the comma and the gap before it.
+        for at in (first_other..self.plugins.len()).rev().filter(|at| self.plugins[*at].kind == PLUGIN) {
+            text = splice(&text, self.plugins[at - 1].at.end..self.plugins[at].at.end, "");
         }
+        // In front of all others there is no comma before, but one behind.
+        text = splice(&text, self.plugins[0].at.start..self.plugins[first_other].at.start, "");
         (text != self.text).then_some(text)
-    }
-
-    fn first_other(&self) -> &Plugin<'a> {
-        let other = self.plugins.iter().find(|plugin| plugin.kind != PLUGIN);
-        other.expect("asked only where there is another plugin")
     }
 
     /// The text with another configuration for the first plugin: that of a list made from a single configuration.

@@ -32,6 +32,7 @@ pub use self::{
     directory::{Directory, plugin_types},
     entry::{Entry, FailurePolicy},
     keeper::{Chain, Keeper},
+    list::{Invalid, List, Single},
     place::Place,
     plan::Kind,
     plugin::PLUGIN,

@@ -14,6 +14,7 @@ use serde_json::Value;
 
 use crate::{
     api::{self, ClientError, FlowQuery},
+    cli::terminal::Visible,
     flow::{
         clock::Timestamp,
         filter::Filter,
@@ -107,7 +108,7 @@ pub enum FlowsError {
 
 /// Asks the agent and prints the answer. A reader that has seen enough (`| head`) is not an error.
 pub async fn run(args: &Args) -> Result<(), FlowsError> {
-    match print(args, &mut io::stdout()).await {
+    match print(args, &mut Visible::new(io::stdout())).await {
         Err(FlowsError::Output(error)) if error.kind() == io::ErrorKind::BrokenPipe => Ok(()),
         other => other,
     }

@@ -7,4 +7,5 @@ pub mod install;
 mod manifests;
 pub mod simulate;
 pub mod status;
+pub mod terminal;
 pub mod uninstall;

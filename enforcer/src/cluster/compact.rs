@@ -123,6 +123,64 @@ impl<'a, T> IntoIterator for &'a Set<T> {
     }
 }
 
+/// A set that many share: a clone is free.
+#[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(transparent, bound(deserialize = "T: Ord + Deserialize<'de>"))]
+pub struct SharedSet<T>(Arc<Set<T>>);
+
+impl<T> Default for SharedSet<T> {
+    fn default() -> Self {
+        Self(Arc::default())
+    }
+}
+
+impl<T> Deref for SharedSet<T> {
+    type Target = Set<T>;
+
+    fn deref(&self) -> &Set<T> {
+        &self.0
+    }
+}
+
+impl<T: fmt::Debug> fmt::Debug for SharedSet<T> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.fmt(f)
+    }
+}
+
+impl<T: Ord> FromIterator<T> for SharedSet<T> {
+    fn from_iter<I: IntoIterator<Item = T>>(items: I) -> Self {
+        Self(Arc::new(items.into_iter().collect()))
+    }
+}
+
+impl<T: Ord, const N: usize> From<[T; N]> for SharedSet<T> {
+    fn from(items: [T; N]) -> Self {
+        items.into_iter().collect()
+    }
+}
+
+impl<T: Ord> From<Set<T>> for SharedSet<T> {
+    fn from(items: Set<T>) -> Self {
+        Self(Arc::new(items))
+    }
+}
+
+impl<T: Ord> From<BTreeSet<T>> for SharedSet<T> {
+    fn from(items: BTreeSet<T>) -> Self {
+        Self(Arc::new(items.into()))
+    }
+}
+
+impl<'a, T> IntoIterator for &'a SharedSet<T> {
+    type Item = &'a T;
+    type IntoIter = std::slice::Iter<'a, T>;
+
+    fn into_iter(self) -> Self::IntoIter {
+        self.0.iter()
+    }
+}
+
 /// Labels or annotations, sorted by key; a clone is free.
 #[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Deserialize)]
 #[serde(from = "BTreeMap<String, String>")]

@@ -22,6 +22,7 @@ use super::{
         ObjectRef, Pod,
     },
     service::Services,
+    shares::Shares,
     touched::Touched,
     words::Words,
 };
@@ -37,7 +38,9 @@ pub struct Index {
     namespaces: BTreeMap<String, Arc<Namespace>>,
     pods: BTreeMap<Key, Arc<Pod>>,
     nodes: BTreeMap<String, Arc<Node>>,
+    /// As they are in force.
     policies: BTreeMap<Key, Arc<NetworkPolicy>>,
+    shares: Shares,
     services: Services,
     /// Who says to own an address, derived from the above and kept in step by [`Index::reclaim_pod`] and
     /// the node upserts.
@@ -104,9 +107,7 @@ impl Index {
             }
             Object::NetworkPolicy(mut policy) => {
                 self.words.share_policy(&mut policy);
-                let key = policy.key.clone();
-                let changed = replace(&mut self.policies, key.clone(), policy);
-                self.touch_policy(key, changed)
+                self.set_policy(&policy.key.clone(), Some(policy))
             }
             Object::Pod(mut pod) => {
                 self.words.share_pod(&mut pod);
@@ -139,10 +140,7 @@ impl Index {
                 let changed = self.namespaces.remove(&*key.name).is_some();
                 self.touch_namespace(key.name.to_string(), changed)
             }
-            Kind::NetworkPolicy => {
-                let changed = self.policies.remove(key).is_some();
-                self.touch_policy(key.clone(), changed)
-            }
+            Kind::NetworkPolicy => self.set_policy(key, None),
             Kind::Pod => self.reclaim_pod(key, |index| index.pods.remove(key).is_some()),
             Kind::Node => self.reclaim_node(&key.name, |index| index.nodes.remove(&*key.name).is_some()),
             Kind::Service => {
@@ -377,11 +375,33 @@ impl Index {
         changed
     }
 
-    fn touch_policy(&mut self, key: Key, changed: bool) -> bool {
-        if changed {
-            self.touched.policies.insert(key);
+    /// Also of others in its namespace, if they have to share what there is.
+    fn set_policy(&mut self, key: &Key, new: Option<NetworkPolicy>) -> bool {
+        let old = self.written_policy(key).cloned();
+        if old.as_deref() == new.as_ref() {
+            return false;
         }
-        changed
+        let is_shared = self.shares.replace(old.as_deref(), new.as_ref());
+        match new {
+            Some(new) => self.policies.insert(key.clone(), Arc::new(new)),
+            None => self.policies.remove(key),
+        };
+        self.touched.policies.insert(key.clone());
+        if is_shared {
+            let keys = self.policies_in(&key.namespace).map(|policy| &policy.key);
+            let written = keys.filter_map(|key| self.written_policy(key)).cloned().collect();
+            for policy in self.shares.deal(written) {
+                if self.policies.get(&policy.key) != Some(&policy) {
+                    self.touched.policies.insert(policy.key.clone());
+                    self.policies.insert(policy.key.clone(), policy);
+                }
+            }
+        }
+        true
+    }
+
+    fn written_policy(&self, key: &Key) -> Option<&Arc<NetworkPolicy>> {
+        self.shares.refused(key).or_else(|| self.policies.get(key))
     }
 
     fn replace_claims(

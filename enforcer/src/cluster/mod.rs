@@ -5,6 +5,7 @@ pub mod index;
 pub mod object;
 pub mod service;
 pub mod service_names;
+pub mod shares;
 pub mod touched;
 mod words;
 

@@ -9,7 +9,7 @@ use ipnetwork::IpNetwork;
 use serde::{Deserialize, Serialize};
 
 pub use super::compact::Labels;
-use super::compact::{Set, Text};
+use super::compact::{Set, SharedSet, Text};
 
 /// Label that the API server puts on every namespace.
 pub const NAMESPACE_NAME_LABEL: &str = "kubernetes.io/metadata.name";
@@ -262,8 +262,8 @@ pub enum Peer {
 pub struct IpBlock {
     /// Masked.
     pub cidr: IpNetwork,
-    /// Masked, inside `cidr`.
-    pub except: Set<IpNetwork>,
+    /// Masked, inside `cidr`. Shared by all the classes of addresses that the block makes.
+    pub except: SharedSet<IpNetwork>,
 }
 
 impl IpBlock {

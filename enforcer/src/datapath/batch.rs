@@ -1,6 +1,8 @@
 //! A whole hash table of the kernel in few system calls (`BPF_MAP_LOOKUP_BATCH`, Linux 5.6), which aya has no call for.
 //! Key by key, a full connection table is half a million calls, and begins anew whenever its last key went meanwhile.
 
+#![expect(unsafe_code, reason = "a system call that no crate we have makes")]
+
 use std::{
     io, iter,
     mem::MaybeUninit,

@@ -5,8 +5,11 @@
 use std::{
     fs::{self, OpenOptions},
     io::{self, Write},
+    os::unix::fs::OpenOptionsExt,
     path::{Path, PathBuf},
 };
+
+use nix::fcntl::OFlag;
 
 use super::numbers::Numbers;
 use crate::endpoint::store::write_atomically;
@@ -96,7 +99,7 @@ impl Journal {
     }
 
     fn append_to(&self) -> Result<fs::File, NumbersError> {
-        let file = OpenOptions::new().append(true).open(&self.path);
+        let file = OpenOptions::new().append(true).custom_flags(OFlag::O_NOFOLLOW.bits()).open(&self.path);
         file.map_err(|source| NumbersError::Write { path: self.path.clone(), source })
     }
 }

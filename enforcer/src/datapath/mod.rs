@@ -6,6 +6,7 @@
 mod batch;
 pub mod bpffs;
 pub mod connections;
+pub mod crowd;
 pub mod engine;
 pub mod frame;
 mod image;
@@ -39,20 +40,21 @@ use std::{
 use aya::{EbpfError, maps::MapError, pin::PinError, programs::ProgramError};
 use bulkhead_ebpf::abi;
 
-pub use self::{
-    image::{Image, Op, Rule, ServiceAddress},
-    journal::NumbersError,
-    numbers::Numbers,
-    sizes::Sizes,
-    transition::{Local, Plan},
-};
 use self::{
+    crowd::Crowded,
     journal::Journal,
     kernel::Kernel,
     numbers::Mark,
     tidy::Idle,
     transition::{Changed, Draft, Expanded, Held},
     usage::Usage,
+};
+pub use self::{
+    image::{Image, Op, Rule, ServiceAddress},
+    journal::NumbersError,
+    numbers::Numbers,
+    sizes::Sizes,
+    transition::{Local, Plan},
 };
 use crate::{
     cluster::{Index, Touched},
@@ -89,6 +91,8 @@ pub enum DatapathError {
     NoSuchProgram(&'static str),
     #[error(transparent)]
     Numbers(#[from] NumbersError),
+    #[error(transparent)]
+    Bpffs(#[from] bpffs::BpffsError),
     #[error("more than {} pods on one node: the marks of their packets do not suffice", abi::ORIGINS - 1)]
     OutOfMarks,
 }
@@ -106,6 +110,12 @@ pub struct Tables<K> {
     journal: Option<Journal>,
     expanded: Expanded,
     locals: BTreeMap<u32, Local>,
+    /// Namespaces for whose rules there is no room.
+    crowded: Crowded,
+    /// What there was to enforce when these had to go without.
+    crowded_for: BTreeMap<u32, Local>,
+    /// What the last plan brought into scope: nothing in the kernel knows of it yet.
+    entering: Scope,
     /// What the kernel holds may be anything, not only what the last plan said: at the start, and after a
     /// plan that was not carried out whole.
     unsure: bool,
@@ -142,6 +152,9 @@ impl<K: Kernel> Tables<K> {
             journal,
             expanded: Expanded::new(),
             locals: BTreeMap::new(),
+            crowded: Crowded::new(),
+            crowded_for: BTreeMap::new(),
+            entering: Scope::default(),
             unsure: true,
             tidied: None,
         })
@@ -164,22 +177,64 @@ impl<K: Kernel> Tables<K> {
         touched: &Touched,
         locals: &BTreeMap<u32, Local>,
     ) -> Result<Plan, DatapathError> {
+        if self.may_fit_now(touched, locals) {
+            self.crowded.clear();
+            self.unsure = true;
+        }
+        let mut plan = self.draft_plan(compiler, index, touched, locals);
+        while plan.needed.rules > self.capacity.rules
+            && crowd::give_up(&mut self.crowded, &plan, &self.actual, self.capacity.rules)
+        {
+            self.crowded_for.clone_from(locals);
+            self.numbers.leave(&std::mem::take(&mut self.entering));
+            plan = self.draft_plan(compiler, index, &Touched::default(), locals);
+        }
+        self.checked(plan)
+    }
+
+    /// Those that had no room: to try again costs as much as there is room, so it takes a reason.
+    fn may_fit_now(&self, touched: &Touched, locals: &BTreeMap<u32, Local>) -> bool {
+        let is_theirs = touched.policies.iter().any(|policy| self.crowded.contains_key(&*policy.namespace));
+        let is_empty = self.sizes.rules <= self.capacity.rules / 2 && !touched.policies.is_empty();
+        !self.crowded.is_empty() && (is_theirs || is_empty || self.crowded_for != *locals)
+    }
+
+    /// Namespaces whose policies are not in force on this node as they are written, because the rules of all do not fit.
+    pub fn crowded(&self) -> &Crowded {
+        &self.crowded
+    }
+
+    fn draft_plan(
+        &mut self,
+        compiler: &mut Compiler,
+        index: &Index,
+        touched: &Touched,
+        locals: &BTreeMap<u32, Local>,
+    ) -> Plan {
         let unsure = std::mem::replace(&mut self.unsure, true) || compiler.is_new();
         // What is in the kernel may be projected onto more than the compiler's last result.
         let also = if unsure { self.numbers.scope.clone() } else { Scope::default() };
         let delta = compiler.advance(index, touched, &also);
-        self.numbers.enter(if unsure { compiler.scope() } else { &delta.entered });
+        let entered = if unsure { compiler.scope() } else { &delta.entered };
+        self.entering = entered.minus(&self.numbers.scope);
+        self.numbers.enter(entered);
         let changed = |delta| if unsure { Changed::Everything } else { Changed::Only(delta) };
 
-        let mut draft =
-            Self::draft(&mut self.numbers, &self.actual, self.sizes, &self.expanded, &self.locals);
+        let held = Held {
+            image: &self.actual,
+            sizes: self.sizes,
+            expanded: &self.expanded,
+            locals: &self.locals,
+            crowded: &self.crowded,
+            room: self.capacity.rules,
+        };
+        let mut draft = Draft::new(&mut self.numbers, held);
         draft.change(compiler.compiled(), changed(&delta), locals);
         let delta = compiler.settle(index);
         if !delta.left.is_empty() {
             draft.rescope(compiler.compiled(), changed(&delta), locals);
         }
-        let plan = draft.finish(locals, delta.left);
-        self.checked(plan)
+        draft.finish(locals, delta.left)
     }
 
     /// How to bring the kernel to a cluster that has nothing to do with what it holds now.
@@ -189,25 +244,26 @@ impl<K: Kernel> Tables<K> {
         locals: &BTreeMap<u32, Local>,
     ) -> Result<Plan, DatapathError> {
         self.unsure = true;
-        let mut draft =
-            Self::draft(&mut self.numbers, &self.actual, self.sizes, &self.expanded, &self.locals);
+        let held = Held {
+            image: &self.actual,
+            sizes: self.sizes,
+            expanded: &self.expanded,
+            locals: &self.locals,
+            crowded: &self.crowded,
+            room: self.capacity.rules,
+        };
+        let mut draft = Draft::new(&mut self.numbers, held);
         draft.change(compiled, Changed::Everything, locals);
         let plan = draft.finish(locals, Scope::default());
         self.checked(plan)
     }
 
-    fn draft<'a>(
-        numbers: &'a mut Numbers,
-        image: &'a Image,
-        sizes: Sizes,
-        expanded: &'a Expanded,
-        locals: &'a BTreeMap<u32, Local>,
-    ) -> Draft<'a> {
-        Draft::new(numbers, Held { image, sizes, expanded, locals })
-    }
-
     fn checked(&mut self, plan: Plan) -> Result<Plan, DatapathError> {
-        plan.needed.fit(&self.capacity)?;
+        if let Err(error) = plan.needed.fit(&self.capacity) {
+            // Otherwise what is mentioned no more would ask for room for ever.
+            self.numbers.leave(&std::mem::take(&mut self.entering));
+            return Err(error);
+        }
         if plan.endpoints.values().any(|endpoint| endpoint.mark == 0) {
             return Err(DatapathError::OutOfMarks); // the pod's egress to Services could not be judged
         }
@@ -233,7 +289,7 @@ impl<K: Kernel> Tables<K> {
         compiled: &Compiled,
         locals: &BTreeMap<u32, Local>,
     ) -> Result<Written, DatapathError> {
-        let ops = withdrawal::withdrawals(&self.actual, &mut self.numbers, compiled, locals);
+        let ops = withdrawal::withdrawals(&self.actual, &mut self.numbers, compiled, locals, &self.crowded);
         self.unsure = true;
         self.save_numbers()?;
         self.write(&ops)

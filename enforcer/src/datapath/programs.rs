@@ -12,6 +12,7 @@
 use std::{
     collections::BTreeMap,
     fs, io,
+    os::unix::fs::DirBuilderExt,
     path::{Path, PathBuf},
 };
 
@@ -26,7 +27,7 @@ use aya::{
 };
 use bulkhead_ebpf::abi::names;
 
-use super::{DatapathError, kernel::MAP_NAMES, predecessor::Predecessor};
+use super::{DatapathError, bpffs, kernel::MAP_NAMES, predecessor::Predecessor};
 
 static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/bulkhead-programs"));
 
@@ -125,9 +126,14 @@ pub struct Programs {
 impl Programs {
     /// Takes over the pins of this version of the layout under `bpffs`, or makes them. Programs are replaced only if
     /// their code differs.
-    pub fn open(bpffs: &Path, version: u32, capacity: Capacity) -> Result<(Self, Ebpf), DatapathError> {
-        let directory = bpffs.join(format!("v{version}"));
+    pub fn open(
+        bpffs_directory: &Path,
+        version: u32,
+        capacity: Capacity,
+    ) -> Result<(Self, Ebpf), DatapathError> {
+        let directory = bpffs_directory.join(format!("v{version}"));
         make_directories(&directory)?;
+        bpffs::require(bpffs_directory)?; // that it is ours, now that it is there
         let mut adoption = Adoption::default();
         let mut loader = loader(capacity);
         for name in MAP_NAMES {
@@ -155,7 +161,7 @@ impl Programs {
             }
         };
         let hooks = [hook(HOOKS[0].0)?, hook(HOOKS[1].0)?, hook(HOOKS[2].0)?];
-        let predecessors = Predecessor::find(bpffs, version)?;
+        let predecessors = Predecessor::find(bpffs_directory, version)?;
         let mut programs = Self { directory, hooks, links: BTreeMap::new(), predecessors, adoption };
         if programs.adoption.programs_replaced > 0 {
             programs.update_links()?;
@@ -357,7 +363,9 @@ impl Programs {
 fn make_directories(directory: &Path) -> Result<(), DatapathError> {
     ["maps", "programs", "links"].into_iter().try_for_each(|part| {
         let path = directory.join(part);
-        fs::create_dir_all(&path).map_err(|source| DatapathError::Pin { path, source })
+        let mut private = fs::DirBuilder::new();
+        let made = private.recursive(true).mode(0o700).create(&path);
+        made.map_err(|source| DatapathError::Pin { path, source })
     })
 }
 

@@ -55,12 +55,8 @@ pub fn remove_all(bpffs: &Path) -> Unpinned {
     unpinned
 }
 
-/// `v1`, `v2`, ...: nothing else there is ours, whatever directory was named.
 fn versions(bpffs: &Path) -> io::Result<Vec<PathBuf>> {
-    let ours = |path: &PathBuf| {
-        let version = path.file_name().and_then(|name| name.to_str()?.strip_prefix('v'));
-        version.is_some_and(|digits| digits.parse::<u32>().is_ok())
-    };
+    let ours = |path: &PathBuf| path.file_name().is_some_and(bpffs::is_version);
     let entries = fs::read_dir(bpffs)?.map(|entry| Ok(entry?.path()));
     Ok(entries.collect::<io::Result<Vec<_>>>()?.into_iter().filter(ours).collect())
 }
@@ -78,7 +74,7 @@ fn unpinned_below(directory: &Path, failed: &mut Vec<(PathBuf, io::Error)>) -> u
     };
     let mut files = 0;
     for path in entries.flatten().map(|entry| entry.path()) {
-        if path.is_dir() {
+        if path.is_dir() && !path.is_symlink() {
             files += unpinned_below(&path, failed);
             continue;
         }

@@ -23,6 +23,7 @@ use bulkhead_ebpf::abi::{self, Endpoint, ORIGINS, Peer, PolicyWord, RuleKey};
 use ipnetwork::IpNetwork;
 
 use super::{
+    crowd::{Crowded, InForce},
     image::{Image, Op, Rule, ServiceAddress},
     ledger::Ledger,
     numbers::{Mark, Numbers},
@@ -33,8 +34,8 @@ use crate::{
     policy::{
         Delta,
         model::{
-            BlockSet, Compiled, Direction, EntryKey, Identity, PeerInfo, PortMatch, RulePeer, RuleSet, Scope,
-            Tenancy,
+            BlockSet, Compiled, Direction, Entries, EntryKey, Identity, PeerInfo, PortMatch, RulePeer,
+            RuleSet, Scope, Tenancy,
         },
     },
 };
@@ -90,7 +91,14 @@ pub(super) struct Held<'a> {
     pub sizes: Sizes,
     pub expanded: &'a Expanded,
     pub locals: &'a BTreeMap<u32, Local>,
+    /// Namespaces for whose rules there is no room: see [`super::crowd`].
+    pub crowded: &'a Crowded,
+    /// Rules that the kernel can hold: where there are more, the plan comes to nothing, and no more are sought.
+    pub room: usize,
 }
+
+/// Identities and block sets whose rules are sought at a time.
+const PORTION: usize = 256;
 
 /// A plan in the making.
 pub(super) struct Draft<'a> {
@@ -99,6 +107,8 @@ pub(super) struct Draft<'a> {
     placed: &'a BTreeMap<u32, Local>,
     ledger: Ledger<'a>,
     known: &'a Expanded,
+    crowded: &'a Crowded,
+    room: usize,
     expanded: Expanded,
     /// Numbers of what one step has met, by address of the shared value.
     met: HashMap<usize, u32>,
@@ -111,6 +121,8 @@ impl<'a> Draft<'a> {
             placed: held.locals,
             ledger: Ledger::on(held.image, held.sizes),
             known: held.expanded,
+            crowded: held.crowded,
+            room: held.room,
             expanded: Expanded::new(),
             met: HashMap::new(),
         }
@@ -144,14 +156,21 @@ impl<'a> Draft<'a> {
     fn follow(&mut self, compiled: &Compiled, changed: Changed<'_>, locals: &BTreeMap<u32, Local>) -> bool {
         self.met.clear();
         let addresses = self.addresses(compiled, changed, locals);
-        let mut rule_sets: BTreeSet<u32> =
-            self.ledger.endpoints.values().map(|endpoint| endpoint.policy.rule_set()).collect();
+        let in_force = self.ledger.endpoints.values();
+        // Those for which there is no room at all lose theirs in this very plan: until then they admit nobody new.
+        let in_force = in_force.filter(|endpoint| {
+            let pod = locals.get(&endpoint.ifindex).and_then(|local| local.pod.as_ref());
+            pod.is_none_or(|pod| self.crowded.get(&*pod.namespace) != Some(&InForce::Isolation))
+        });
+        let mut rule_sets: BTreeSet<u32> = in_force.map(|endpoint| endpoint.policy.rule_set()).collect();
         for local in locals.values() {
-            let Some(policy) = local.pod.as_ref().and_then(|pod| compiled.endpoints.get(pod)) else {
+            let Some((pod, policy)) =
+                local.pod.as_ref().and_then(|pod| compiled.endpoints.get_key_value(pod))
+            else {
                 continue;
             };
-            if self.is_as_placed(local, changed).is_none() {
-                rule_sets.insert(self.numbers.rule_sets.number(&policy.rules));
+            if self.is_as_placed(local, changed).is_none() && !self.keeps(local, pod) {
+                rule_sets.insert(self.rule_set(pod, &policy.rules));
                 self.identity(&policy.identity);
             }
         }
@@ -224,20 +243,31 @@ impl<'a> Draft<'a> {
         {
             return;
         }
-        for (rule, grant) in self.rules_of(number, &rule_set, known.unwrap_or_default()) {
-            if self.ledger.rules.get(&rule) != Some(&grant) {
-                self.ledger.push(Op::SetRule(rule, grant));
+        let since = known.unwrap_or_default();
+        let identities = self.numbers.identities.since(since.identities);
+        let identities: Vec<_> = identities.map(|(_, identity)| Arc::clone(identity)).collect();
+        let block_sets = self.numbers.block_sets.since(since.block_sets);
+        let block_sets: Vec<_> = block_sets.map(|(_, blocks)| Arc::clone(blocks)).collect();
+        // Some at a time, because what one rule set admits may be more than there is memory for.
+        let portions = identities.len().max(block_sets.len()).div_ceil(PORTION).max(1);
+        for portion in 0..portions {
+            if self.ledger.needed.rules > self.room {
+                return; // it does not fit: how much does not matter
+            }
+            let of_identities = identities.iter().skip(portion * PORTION).take(PORTION);
+            let of_block_sets = block_sets.iter().skip(portion * PORTION).take(PORTION);
+            for (rule, grant) in self.rules_of(number, rule_set.entries(of_identities, of_block_sets)) {
+                if self.ledger.rules.get(&rule) != Some(&grant) {
+                    self.ledger.push(Op::SetRule(rule, grant));
+                }
             }
         }
         self.expanded.insert(number, now);
     }
 
-    /// For every peer since the mark. Nothing is ever removed: a rule is a fact about a rule set and a peer,
-    /// true for as long as both exist, so removal is tidying.
-    fn rules_of(&mut self, number: u32, rule_set: &RuleSet, since: Mark) -> Vec<(Rule, u32)> {
-        let identities = self.numbers.identities.since(since.identities).map(|(_, identity)| identity);
-        let block_sets = self.numbers.block_sets.since(since.block_sets).map(|(_, blocks)| blocks);
-        let entries = rule_set.entries(identities, block_sets);
+    /// Nothing is ever removed: a rule is a fact about a rule set and a peer, true for as long as both exist, so removal
+    /// is tidying.
+    fn rules_of(&mut self, number: u32, entries: Entries) -> Vec<(Rule, u32)> {
         let numbered = entries.into_iter().map(|(entry, grant)| {
             let rule = self.rule(number, &entry);
             (rule, self.numbers.grants.number_of(grant))
@@ -388,6 +418,21 @@ impl<'a> Draft<'a> {
         u16::try_from(free).ok()
     }
 
+    /// There is no room for the pod's rules, and it has others.
+    fn keeps(&self, local: &Local, pod: &Key) -> bool {
+        let record = self.ledger.endpoints.get(&local.ifindex).filter(|record| record.id == local.id);
+        self.crowded.get(&*pod.namespace) == Some(&InForce::Before)
+            && record.is_some_and(|record| record.policy.rule_set() != 0)
+    }
+
+    /// The number of what decides for the pod: its policies, or without room only that they isolate.
+    fn rule_set(&mut self, pod: &Key, rules: &Arc<RuleSet>) -> u32 {
+        if self.crowded.contains_key(&*pod.namespace) {
+            return self.numbers.rule_sets.number(&Arc::new(rules.admitting_nothing()));
+        }
+        self.numbers.rule_sets.number(rules)
+    }
+
     /// The record, still under its present generation.
     fn endpoint(&mut self, local: &Local, compiled: &Compiled, actual: Option<Endpoint>) -> Endpoint {
         let generation = actual.map_or(0, |actual| actual.policy.generation());
@@ -405,14 +450,16 @@ impl<'a> Draft<'a> {
                 IpAddr::V6(v6) => endpoint.ipv6 = v6.octets(),
             }
         }
-        if let Some(policy) = local.pod.as_ref().and_then(|pod| compiled.endpoints.get(pod)) {
-            let rule_set = self.numbers.rule_sets.number(&policy.rules);
+        let policy = local.pod.as_ref().and_then(|pod| compiled.endpoints.get_key_value(pod));
+        if let Some((pod, policy)) = policy.filter(|(pod, _)| !self.keeps(local, pod)) {
+            let rule_set = self.rule_set(pod, &policy.rules);
             endpoint.policy = PolicyWord::new(rule_set, generation);
             endpoint.identity = self.identity(&policy.identity);
             let tenancy = policy.tenant.clone().map_or(Tenancy::Shared, Tenancy::Tenant);
             endpoint.tenant = self.numbers.tenant(&tenancy);
         } else if let Some(actual) = actual {
-            // The pod has left the index but not the node: what was enforced stays (fail static).
+            // The pod has left the index but not the node, or there is no room for its rules: what was enforced stays
+            // (fail static).
             (endpoint.policy, endpoint.identity, endpoint.tenant) =
                 (actual.policy, actual.identity, actual.tenant);
         } else {

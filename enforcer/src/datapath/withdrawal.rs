@@ -1,11 +1,13 @@
 //! What goes even when what comes finds no room: an address must not lend its last owner's identity to the next
-//! (semantics 32), and a record must not outlive its pod. Nothing here needs an entry.
+//! (semantics 32), a record must not outlive its pod, and rules that must give way to others' do. Nothing here needs an
+//! entry.
 
 use std::collections::BTreeMap;
 
 use bulkhead_ebpf::abi::{FIRST_POD_IDENTITY, PolicyWord};
 
 use super::{
+    crowd::{Crowded, InForce},
     image::{Image, Op},
     numbers::Numbers,
     transition::Local,
@@ -18,6 +20,7 @@ pub(super) fn withdrawals(
     numbers: &mut Numbers,
     compiled: &Compiled,
     locals: &BTreeMap<u32, Local>,
+    crowded: &Crowded,
 ) -> Vec<Op> {
     let known = |number: u32| numbers.identities.value(number).map(AsRef::as_ref);
     let lost = image.peers.iter().filter(|(address, peer)| {
@@ -30,11 +33,16 @@ pub(super) fn withdrawals(
         }
     });
     let mut ops: Vec<Op> = lost.map(|(address, _)| Op::RemovePeer(*address)).collect();
-    if !ops.is_empty() {
-        for endpoint in image.endpoints.values().filter(|endpoint| locals.contains_key(&endpoint.ifindex)) {
+    let judge_again = !ops.is_empty();
+    for endpoint in image.endpoints.values() {
+        let Some(local) = locals.get(&endpoint.ifindex) else { continue };
+        let namespace = local.pod.as_ref().map(|pod| &*pod.namespace);
+        let gives_way = namespace.and_then(|name| crowded.get(name)) == Some(&InForce::Isolation);
+        // Rule set 0 admits nothing, the node neither; what the pod gets when there is room again has the node in it.
+        let rule_set = if gives_way { 0 } else { endpoint.policy.rule_set() };
+        if judge_again || rule_set != endpoint.policy.rule_set() {
             let mut endpoint = *endpoint;
-            // Connections with these addresses are judged again.
-            endpoint.policy = PolicyWord::new(endpoint.policy.rule_set(), numbers.next_generation());
+            endpoint.policy = PolicyWord::new(rule_set, numbers.next_generation());
             ops.push(Op::SetEndpoint(endpoint));
         }
     }

@@ -92,6 +92,16 @@ fn of_own_node(status: &Status) -> BTreeSet<Warning> {
         let reason = if error.contains("is too small") { "MapFull" } else { "KernelNotUpToDate" };
         warning(reason, "KeepingLastPolicy", format!("bulkhead enforces its last complete policy: {error}"))
     });
+    let crowded = status.datapath.without_room.keys().map(|namespace| Warning {
+        about: ObjectRef { kind: Kind::Namespace, key: Key::new("", namespace) },
+        reason: "NoRoomForRules",
+        action: "Isolating",
+        note: cut(format!(
+            "on node {} the rules of this namespace's policies do not fit beside the others': its pods there keep what \
+             they had at best, and new ones are isolated and admit nothing",
+            status.node
+        )),
+    });
     let chain = status.chain.unchained.iter().map(|list| {
         let directory = &status.chain.directory;
         let note = format!("bulkhead-cni is not in {directory}/{list}: pods wired by it are not enforced");
@@ -105,7 +115,7 @@ fn of_own_node(status: &Status) -> BTreeSet<Warning> {
         warning("WayNotGuarded", "JudgingBeforeTranslation", note)
     });
     let heard = status.warnings().into_iter().map(|heard| warning(heard.reason, "Reporting", heard.message));
-    kernel.chain(chain).chain(ways).chain(heard).collect()
+    kernel.chain(crowded).chain(chain).chain(ways).chain(heard).collect()
 }
 
 /// Whoever may speak.

@@ -1,4 +1,5 @@
 //! Where raw events come from.
+#![expect(unsafe_code, reason = "the ring buffer's descriptor is registered with the runtime")]
 
 use std::{future::Future, io};
 

@@ -11,6 +11,8 @@ use std::{
     path::PathBuf,
 };
 
+use nix::{errno::Errno, fcntl::OFlag};
+
 use super::export::{FileSettings, Sink};
 
 #[derive(Debug)]
@@ -54,8 +56,14 @@ impl RotatedFile {
 
 fn open(settings: &FileSettings) -> io::Result<(File, u64)> {
     let mut options = OpenOptions::new();
-    // Who talks to whom is not everybody's to read.
-    let mut file = options.create(true).read(true).append(true).mode(0o640).open(&settings.path)?;
+    // Who talks to whom is not everybody's to read; and whoever may write beside the log must not choose where it goes.
+    let options = options.create(true).read(true).append(true).mode(0o640);
+    let mut file = options.custom_flags(OFlag::O_NOFOLLOW.bits()).open(&settings.path).map_err(|error| {
+        match Errno::from_raw(error.raw_os_error().unwrap_or_default()) {
+            Errno::ELOOP => io::Error::other("it is a symbolic link, which is not followed"),
+            _ => error,
+        }
+    })?;
     let mut size = file.metadata()?.len();
     if size > 0 {
         let mut last = [0];

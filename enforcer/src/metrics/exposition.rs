@@ -155,6 +155,12 @@ fn about_policy(registry: &mut Registry, status: &Status, meters: &Meters) {
         "NetworkPolicies that cannot be honoured as written",
         status.defects.len() as u64,
     );
+    gauge(
+        registry,
+        "namespaces_without_room",
+        "Namespaces whose policies are not in force here as written, because the rules of all do not fit",
+        status.datapath.without_room.len() as u64,
+    );
     let (entries, capacity) = (Family::<MapLabels, Gauge>::default(), Family::<MapLabels, Gauge>::default());
     for (map, fill) in &status.datapath.maps {
         set(&entries, &MapLabels { map: map.clone() }, fill.entries as u64);

@@ -111,12 +111,15 @@ impl Parts {
 
 /// Those of the subject's ports that some ingress rule names: the others must not split rule sets.
 fn referred_ports(ports: &Set<ContainerPort>, ingress: &DirectionRules) -> BTreeSet<ContainerPort> {
-    let mentioned: Vec<&Port> =
-        ingress.policies.iter().flat_map(|policy| &policy.rules).flat_map(|rule| &rule.ports).collect();
-    let is_mentioned = |port: &&ContainerPort| {
-        mentioned.iter().any(|m| {
-            m.protocol == port.protocol && matches!(&m.ports, Ports::Named(name) if *name == port.name)
-        })
-    };
+    if ports.is_empty() {
+        return BTreeSet::new();
+    }
+    let mentioned = ingress.policies.iter().flat_map(|policy| &policy.rules).flat_map(|rule| &rule.ports);
+    let named = mentioned.filter_map(|port: &Port| match &port.ports {
+        Ports::Named(name) => Some((port.protocol, name.as_str())),
+        Ports::All | Ports::Range(..) => None,
+    });
+    let named: BTreeSet<_> = named.collect();
+    let is_mentioned = |port: &&ContainerPort| named.contains(&(port.protocol, port.name.as_str()));
     ports.iter().filter(is_mentioned).cloned().collect()
 }

@@ -127,7 +127,8 @@ impl<'a> Term<'a> {
                     matches.extend(PortMatch::range(protocol.number(), *first, *last));
                 }
                 Ports::Named(name) => {
-                    let same = destination.iter().filter(|c| c.name == *name && c.protocol == *protocol);
+                    let named = |port| ContainerPort { name: name.clone(), protocol: *protocol, port };
+                    let same = destination.range(named(0)..=named(u16::MAX));
                     matches.extend(same.map(|c| PortMatch::port(protocol.number(), c.port)));
                 }
             }
@@ -155,14 +156,6 @@ impl<'a> Reach<'a> {
         };
         in_namespace && pods.matches(&identity.labels)
     }
-
-    fn holds_blocks(&self, set: &BlockSet) -> bool {
-        match self {
-            Self::AnyPod => set.pod,
-            Self::Block(block) => set.blocks.contains(block),
-            Self::Anyone | Self::Selected { .. } => false,
-        }
-    }
 }
 
 /// Which rules admit which ports.
@@ -174,6 +167,9 @@ type Matched<'e> = (Vec<usize>, &'e BTreeSet<ContainerPort>);
 struct Expansion<'a> {
     direction: Direction,
     terms: Vec<Term<'a>>,
+    /// Numbers of the terms that reach each block, and every pod: of ten thousand blocks an address is in a few.
+    by_block: HashMap<&'a IpBlock, Vec<usize>>,
+    by_any_pod: Vec<usize>,
     /// For ingress, the destination of named ports is the subject itself.
     subject_ports: &'a BTreeSet<ContainerPort>,
     /// What the rules admit for anyone.
@@ -189,8 +185,17 @@ impl<'a> Expansion<'a> {
         subject_ports: &'a BTreeSet<ContainerPort>,
     ) -> Self {
         let rules = rules.policies.iter().flat_map(|part| part.rules.iter().map(|rule| (&part.policy, rule)));
-        let terms = rules.flat_map(|(policy, rule)| Term::of(direction, policy, rule)).collect();
-        let mut expansion = Self { direction, terms, subject_ports, anyone: PortRules::new() };
+        let terms: Vec<Term> = rules.flat_map(|(policy, rule)| Term::of(direction, policy, rule)).collect();
+        let (mut by_block, mut by_any_pod) = (HashMap::<_, Vec<_>>::new(), Vec::new());
+        for (number, term) in terms.iter().enumerate() {
+            match term.reach {
+                Reach::Block(block) => by_block.entry(block).or_default().push(number),
+                Reach::AnyPod => by_any_pod.push(number),
+                Reach::Anyone | Reach::Selected { .. } => {}
+            }
+        }
+        let anyone = PortRules::new();
+        let mut expansion = Self { direction, terms, by_block, by_any_pod, subject_ports, anyone };
         let anyone = expansion.matching(|reach| matches!(reach, Reach::Anyone));
         expansion.anyone = expansion.admitted(&(anyone, expansion.destination_ports(&NO_PORTS)));
         expansion
@@ -215,8 +220,7 @@ impl<'a> Expansion<'a> {
             put(RulePeer::Identity(Arc::clone(identity)), grants);
         }
         for set in blocks {
-            let matched =
-                (self.matching(|reach| reach.holds_blocks(set)), self.destination_ports(&set.ports));
+            let matched = (self.holding(set), self.destination_ports(&set.ports));
             let grants =
                 known.entry(matched.clone()).or_insert_with(|| self.grants(&self.admitted(&matched)));
             put(RulePeer::Blocks(Arc::clone(set)), grants);
@@ -225,6 +229,15 @@ impl<'a> Expansion<'a> {
 
     fn matching(&self, is_held: impl Fn(&Reach<'a>) -> bool) -> Vec<usize> {
         (0..self.terms.len()).filter(|i| is_held(&self.terms[*i].reach)).collect()
+    }
+
+    /// Terms that reach the addresses of a block set.
+    fn holding(&self, set: &BlockSet) -> Vec<usize> {
+        let by_block = set.blocks.iter().filter_map(|block| self.by_block.get(block)).flatten();
+        let by_any_pod = self.by_any_pod.iter().filter(|_| set.pod);
+        let mut terms: Vec<usize> = by_block.chain(by_any_pod).copied().collect();
+        terms.sort_unstable();
+        terms
     }
 
     fn destination_ports<'e>(
@@ -241,7 +254,7 @@ impl<'a> Expansion<'a> {
         let mut admitted = PortRules::new();
         for term in terms.iter().map(|i| &self.terms[*i]) {
             for ports in term.matches(destination) {
-                admitted.entry(ports).or_default().insert(term.rule.clone());
+                name(admitted.entry(ports).or_default(), &term.rule);
             }
         }
         admitted
@@ -250,8 +263,23 @@ impl<'a> Expansion<'a> {
     fn grants(&self, admitted: &PortRules) -> Vec<(PortMatch, Grant)> {
         let rules = |ports: PortMatch| {
             let coarser = ports.widening().flat_map(|wider| [admitted.get(&wider), self.anyone.get(&wider)]);
-            Grant::Rules(coarser.flatten().flatten().cloned().collect())
+            let mut named = BTreeSet::new();
+            coarser.flatten().flatten().for_each(|rule| name(&mut named, rule));
+            Grant::Rules(named)
         };
         admitted.keys().map(|ports| (*ports, rules(*ports))).collect()
+    }
+}
+
+/// Rules that one entry names at most, the first by policy and place: ten thousand rules that all admit the same would
+/// be named ten thousand times.
+const MOST_NAMED: usize = 32;
+
+fn name(named: &mut BTreeSet<RuleRef>, rule: &RuleRef) {
+    if named.len() < MOST_NAMED || named.last().is_some_and(|last| rule < last) {
+        named.insert(rule.clone());
+    }
+    if named.len() > MOST_NAMED {
+        named.pop_last();
     }
 }

@@ -149,6 +149,26 @@ pub struct RuleSet {
     pub door: Option<BTreeSet<String>>,
 }
 
+impl RuleSet {
+    /// The same isolation, and nothing of what the policies allow.
+    #[must_use]
+    pub fn admitting_nothing(&self) -> Self {
+        let shut = |rules: &DirectionRules| DirectionRules {
+            policies: rules
+                .policies
+                .iter()
+                .map(|part| Arc::new(PolicyRules { rules: Vec::new(), ..PolicyRules::clone(part) }))
+                .collect(),
+        };
+        Self {
+            ingress: shut(&self.ingress),
+            egress: shut(&self.egress),
+            ports: BTreeSet::new(),
+            ..self.clone()
+        }
+    }
+}
+
 /// Policies that isolate the pod in one direction, sorted by key; empty: the direction is open.
 #[derive(Clone, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 pub struct DirectionRules {
@@ -216,7 +236,7 @@ pub enum Grant {
     LocalNode,
     /// The destination's namespace lets the tenant in.
     Door,
-    /// These rules, sorted, at least one.
+    /// These rules, sorted: at least one, and of very many the first 32.
     Rules(BTreeSet<RuleRef>),
 }
 

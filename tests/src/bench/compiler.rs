@@ -257,7 +257,7 @@ impl Bench {
         };
         let office = Peer::Block(IpBlock {
             cidr: format!("172.{}.{}.0/24", 16 + number % 16, number / 16 % 256).parse().expect("a prefix"),
-            except: Set::new(),
+            except: [].into(),
         });
         let mut peers = vec![near, team];
         if number.is_multiple_of(5) {

@@ -58,6 +58,9 @@ fn an_entry_behind_the_interface_plugin_stays_where_it_is_and_one_in_front_moves
         ("others may come behind it", vec![flannel, OURS, istio], None),
         ("in front there is no interface", vec![OURS, flannel], Some(vec![flannel, OURS])),
         ("twice is once too often", vec![flannel, OURS, istio, OURS], Some(vec![flannel, istio, OURS])),
+        // Found by the fuzz target `conflist`.
+        ("twice in front of the others", vec![OURS, OURS, flannel], Some(vec![flannel, OURS])),
+        ("on both sides", vec![OURS, OURS, flannel, OURS, istio, OURS], Some(vec![flannel, istio, OURS])),
         (
             "settings count, other keys stay",
             vec![flannel, other_socket, istio],

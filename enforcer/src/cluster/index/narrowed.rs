@@ -49,6 +49,7 @@ impl Index {
             pods,
             nodes: self.nodes.clone(),
             policies: self.policies.clone(),
+            shares: self.shares.clone(),
             services: self.services.clone(),
             claims: BTreeMap::new(),
             words: Words::default(),

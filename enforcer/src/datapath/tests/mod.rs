@@ -207,7 +207,7 @@ fn peer() -> impl Strategy<Value = PolicyPeer> {
         selector().prop_map(|pods| PolicyPeer::Pods { namespaces: None, pods }),
         selector().prop_map(|pods| PolicyPeer::Pods { namespaces: Some(Selector::default()), pods }),
         prop::sample::select(vec!["10.244.0.0/16", "10.244.2.0/28", "0.0.0.0/0", "192.0.2.0/24"]).prop_map(
-            |cidr| { PolicyPeer::Block(IpBlock { cidr: cidr.parse().expect("prefix"), except: Set::new() }) }
+            |cidr| { PolicyPeer::Block(IpBlock { cidr: cidr.parse().expect("prefix"), except: [].into() }) }
         ),
     ]
 }

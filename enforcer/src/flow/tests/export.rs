@@ -1,6 +1,12 @@
 //! Lines reach the file, the file stays small, and a full disk harms nobody.
 
-use std::{fs, io, path::Path, sync::atomic::Ordering, time::Duration};
+use std::{
+    fs, io,
+    os::unix::fs::{PermissionsExt, symlink},
+    path::Path,
+    sync::atomic::Ordering,
+    time::Duration,
+};
 
 use serde_json::Value;
 
@@ -99,6 +105,21 @@ fn a_file_is_continued_after_a_restart_and_a_torn_line_ended() {
     let text = fs::read_to_string(&path).unwrap();
     let lines: Vec<&str> = text.lines().collect();
     assert_eq!((numbers(lines[0]), lines[1], numbers(lines[2])), (vec![1], r#"{"flow": {"ti"#, vec![2]));
+}
+
+#[test]
+fn a_log_goes_through_no_link_and_is_not_everybodys_to_read() {
+    let directory = tempfile::tempdir().unwrap();
+    let at = |name: &str| directory.path().join(name);
+    fs::write(at("precious"), "precious").unwrap();
+    symlink(at("precious"), at("flows.log")).unwrap();
+    let start = || Exporter::start(&to_file(&at("flows.log"), 100, 2), "n", &Arc::new(Counters::default()));
+    assert!(start().unwrap_err().to_string().contains("a symbolic link, which is not followed"));
+    fs::remove_file(at("flows.log")).unwrap();
+    start().unwrap().stop();
+    let mode = fs::metadata(at("flows.log")).unwrap().permissions().mode();
+    assert_eq!(mode & 0o027, 0, "{mode:o}");
+    assert_eq!(fs::read_to_string(at("precious")).unwrap(), "precious");
 }
 
 #[test]

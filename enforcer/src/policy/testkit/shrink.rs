@@ -5,6 +5,7 @@
 
 use super::generate::Case;
 use crate::{
+    cluster::compact::Set,
     cluster::object::{
         EndpointSlice, IpBlock, Labels, NAMESPACE_NAME_LABEL, Namespace, NetworkPolicy, Object, Peer, Pod,
         Rule, Selector, Service,
@@ -92,7 +93,7 @@ fn rule_parts(rule: &Rule) -> Vec<Rule> {
 fn peer_parts(peer: &Peer) -> Vec<Peer> {
     match peer {
         Peer::Block(block) => {
-            let except = without_one(&block.except).into_iter();
+            let except = without_one::<Set<_>>(&block.except).into_iter().map(Into::into);
             except.map(|except| Peer::Block(IpBlock { except, ..block.clone() })).collect()
         }
         Peer::Pods { namespaces, pods } => {

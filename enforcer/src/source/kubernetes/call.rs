@@ -16,7 +16,10 @@ use super::{
     item::{Item, NoItem},
     version::Version,
 };
-use crate::cluster::object::{Key, Kind};
+use crate::{
+    cluster::object::{Key, Kind},
+    source::Change,
+};
 
 /// Of a page, in bytes: 500 objects of the largest size that etcd stores by default would be more, but then
 /// nobody could read them.
@@ -134,14 +137,20 @@ pub(super) async fn page(
         read_whole(body).await
     })
     .await?;
-    let raw: RawPage = parse(&body)?;
-    if raw.metadata.resource_version.is_empty() {
-        return Err(NoItem::Object("a list without a resourceVersion".to_owned()).into());
+    Page::read(kind, &body)
+}
+
+impl Page {
+    fn read(kind: Kind, body: &[u8]) -> Result<Self, CallError> {
+        let raw: RawPage = parse(body)?;
+        if raw.metadata.resource_version.is_empty() {
+            return Err(NoItem::Object("a list without a resourceVersion".to_owned()).into());
+        }
+        let items = raw.items.unwrap_or_default();
+        let items = items.into_iter().map(|item| Item::read(kind, item.get())).collect::<Result<_, _>>()?;
+        let next = Some(raw.metadata.next).filter(|next| !next.is_empty());
+        Ok(Self { items, version: raw.metadata.resource_version, next })
     }
-    let items = raw.items.unwrap_or_default();
-    let items = items.into_iter().map(|item| Item::read(kind, item.get())).collect::<Result<_, _>>()?;
-    let next = Some(raw.metadata.next).filter(|next| !next.is_empty());
-    Ok(Page { items, version: raw.metadata.resource_version, next })
 }
 
 pub(super) async fn object(client: &Client, kind: Kind, key: &Key) -> Result<Item, CallError> {
@@ -159,6 +168,7 @@ pub(super) async fn object(client: &Client, kind: Kind, key: &Key) -> Result<Ite
 }
 
 /// What a watch tells next.
+#[derive(Debug, PartialEq)]
 pub(super) enum Told {
     Upsert(Item, String),
     Delete(Item, String),
@@ -230,13 +240,16 @@ impl Watch {
                 };
             }
             if !self.line.trim_ascii().is_empty() {
-                return self.told().map(Some);
+                return Told::read(self.kind, &self.line).map(Some);
             }
         }
     }
+}
 
-    fn told(&self) -> Result<Told, CallError> {
-        let event: RawEvent = parse(&self.line)?;
+impl Told {
+    /// One line of a watch.
+    pub fn read(kind: Kind, line: &[u8]) -> Result<Self, CallError> {
+        let event: RawEvent = parse(line)?;
         let json = event.object.get();
         if event.what == "ERROR" {
             let status: Status = serde_json::from_str(json).map_err(NoItem::Json)?;
@@ -245,21 +258,31 @@ impl Watch {
         let metadata = serde_json::from_str::<RawObject>(json).map_err(NoItem::Json)?.metadata;
         let version = metadata.resource_version.into_owned();
         match event.what.as_ref() {
-            "ADDED" | "MODIFIED" => Ok(Told::Upsert(Item::read(self.kind, json)?, version)),
-            "DELETED" => Ok(Told::Delete(Item::read(self.kind, json)?, version)),
-            "BOOKMARK" if !version.is_empty() => Ok(Told::Mark(version)),
+            "ADDED" | "MODIFIED" => Ok(Self::Upsert(Item::read(kind, json)?, version)),
+            "DELETED" => Ok(Self::Delete(Item::read(kind, json)?, version)),
+            "BOOKMARK" if !version.is_empty() => Ok(Self::Mark(version)),
             other => Err(NoItem::Object(format!("an event {other:?}")).into()),
         }
     }
-}
 
-impl Told {
     /// Where a watch goes on after this.
     pub fn version(&self) -> &str {
         match self {
             Self::Upsert(_, version) | Self::Delete(_, version) | Self::Mark(version) => version,
         }
     }
+}
+
+/// What one line of a watch changes; `None`: nothing yet. The error is what status says of it. The fuzzer's way in.
+pub fn read_event(kind: Kind, line: &[u8]) -> Result<Option<Change>, String> {
+    Ok(match Told::read(kind, line).map_err(|error| error.to_string())? {
+        // What is described and not safe to use counts as gone.
+        Told::Upsert(Item { object: None, reference, .. }, _) | Told::Delete(Item { reference, .. }, _) => {
+            Some(Change::Delete(reference))
+        }
+        Told::Upsert(Item { object: Some(object), .. }, _) => Some(Change::Upsert(object)),
+        Told::Mark(_) => None,
+    })
 }
 
 impl From<Told> for super::mirror::Event {

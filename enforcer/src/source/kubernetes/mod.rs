@@ -36,6 +36,7 @@ mod version;
 mod watch;
 
 pub use access::AccessError;
+pub use call::read_event;
 pub use health::{Health, WatchStatus};
 pub use pace::Pace;
 

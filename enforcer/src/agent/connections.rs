@@ -128,7 +128,7 @@ where
     let tick = sweep::tick(clock::monotonic());
     let mut census = Census::at(tick);
     let mut idle = Vec::new();
-    let mut removed = 0;
+    let (mut removed, mut stayed) = (0_u64, 0);
     for entry in table.entries() {
         let (key, conn) = entry?;
         if idle.len() < AT_ONCE && sweep::expired(key.protocol, &conn, now) {
@@ -139,12 +139,16 @@ where
     }
     for (key, last_seen) in idle.drain(..) {
         // Looked at again: a packet may have come since, and a live connection must not lose its entry.
-        let Some(conn) = table.get(&key).filter(|conn| conn.last_seen == last_seen) else { continue };
-        removed += u64::from(end(table, flows, &key, &conn));
+        let conn = table.get(&key).filter(|conn| conn.last_seen == last_seen);
+        if conn.is_some_and(|conn| end(table, flows, &key, &conn)) {
+            removed += 1;
+        } else {
+            stayed += 1;
+        }
     }
     let capacity = table.capacity()?;
     (seen.capacity, seen.is_pressing) = (capacity, census.is_pressing(capacity));
-    let mut entries = census.total();
+    let mut entries = census.total() + stayed;
     let surplus = census.surplus(capacity);
     if !surplus.is_empty() {
         let shed = shed(table, flows, surplus, tick)?;

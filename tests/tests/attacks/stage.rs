@@ -337,10 +337,9 @@ impl Stage {
         logged
     }
 
-    /// Waits for the counter to move by as much.
-    pub fn moved(&self, reason: &str, before: u64, by: u64) -> u64 {
-        let count = || Ok(self.packets()[reason]);
-        until(ARRIVES_WITHIN, count, |now| *now >= before + by).unwrap() - before
+    /// Waits for the counter to come to as much; all of them as they are then.
+    pub fn counted(&self, reason: &str, to: u64) -> BTreeMap<String, u64> {
+        until(ARRIVES_WITHIN, || Ok(self.packets()), |now| now[reason] >= to).unwrap()
     }
 }
 

@@ -98,7 +98,7 @@ fn a_service_is_no_way_into_the_tunnel() {
             let (inner, frame) = tunnels(47_002, way);
             stage.send(&[tunnels(47_001, way).1, frame]);
             if enforced {
-                assert_eq!(stage.moved("tunnel", before, 2), 2, "{way:?}");
+                assert_eq!(stage.counted("tunnel", before + 2)["tunnel"], before + 2, "{way:?}");
                 thread::sleep(Duration::from_millis(60));
             } else {
                 stage.at_victims[1].await_all(std::slice::from_ref(&inner), "out of the tunnel, unenforced");

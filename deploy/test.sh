@@ -3,7 +3,7 @@
 # toolchain: installs what is missing, checks, builds, tests with real packets, and fuzzes for a moment.
 # Stops at the first step that fails and names it. On 2 cores from nothing: about half an hour.
 #
-#   BULKHEAD_FUZZ_SECONDS   per fuzz target, default 20
+#   BULKHEAD_FUZZ_SECONDS   per fuzz target, default 10
 #   RUST_TEST_THREADS       tests at once, default 2: each lab is several nodes, agents and probes
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
@@ -87,7 +87,7 @@ step "documentation" documented
 step "build" cargo build --workspace --all-targets --locked --quiet
 step "tests" cargo test --workspace --locked
 step "image" env BULKHEAD_PROFILE=dev deploy/image.sh
-step "fuzz" tests/fuzz/run.sh "${BULKHEAD_FUZZ_SECONDS:-20}"
+step "fuzz" tests/fuzz/run.sh "${BULKHEAD_FUZZ_SECONDS:-10}"
 step "nothing left behind" nothing_left
 
 printf '\n=== passed\n'

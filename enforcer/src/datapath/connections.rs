@@ -23,7 +23,7 @@ where
         Self(map)
     }
 
-    /// Entries as they are while others come and go: see [`batch::entries`].
+    /// What is there all the while comes exactly once; what comes or goes meanwhile, at most once.
     pub fn entries(&self) -> impl Iterator<Item = Result<(ConnKey<A>, Conn), DatapathError>> {
         batch::entries(self.0.map())
     }

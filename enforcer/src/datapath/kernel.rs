@@ -142,7 +142,7 @@ impl Maps {
         &mut self.drops
     }
 
-    /// See [`batch::entries`].
+    /// As [`ConnTable::entries`].
     pub fn drop_counts(&self) -> impl Iterator<Item = Result<(DropKey, DropCount), DatapathError>> {
         batch::entries(self.drops.map())
     }

@@ -59,9 +59,10 @@ fn open(settings: &FileSettings) -> io::Result<(File, u64)> {
     // Who talks to whom is not everybody's to read; and whoever may write beside the log must not choose where it goes.
     let options = options.create(true).read(true).append(true).mode(0o640);
     let mut file = options.custom_flags(OFlag::O_NOFOLLOW.bits()).open(&settings.path).map_err(|error| {
+        let path = settings.path.display();
         match Errno::from_raw(error.raw_os_error().unwrap_or_default()) {
-            Errno::ELOOP => io::Error::other("it is a symbolic link, which is not followed"),
-            _ => error,
+            Errno::ELOOP => io::Error::other(format!("{path} is a symbolic link, which is not followed")),
+            _ => io::Error::new(error.kind(), format!("{path}: {error}")),
         }
     })?;
     let mut size = file.metadata()?.len();

@@ -10,6 +10,7 @@ use std::{
 };
 
 use bulkhead::datapath::removal::remove_all;
+use bulkhead_ebpf::abi::ABI_VERSION;
 use lab::{Family, Lab, Outcome, Plan, PodSpec, Transport, probe::attempt};
 use nix::mount::{MntFlags, MsFlags, mount, umount2};
 use serde_json::{Value, json};
@@ -85,7 +86,7 @@ fn detach_all(lab: &Lab, interfaces: &[String]) {
     let _inside = lab.node(1).netns().enter().unwrap();
     for interface in interfaces {
         let index = nix::net::if_::if_nametoindex(interface.as_str()).unwrap();
-        let links = lab.agent(1).bpffs().join("v2/links");
+        let links = lab.agent(1).bpffs().join(format!("v{ABI_VERSION}/links"));
         for pin in fs::read_dir(&links).unwrap().map(|entry| entry.unwrap().path()) {
             if pin.file_name().unwrap().to_string_lossy().starts_with(&format!("{index}-")) {
                 lab::links::detach(&pin).unwrap();
@@ -95,13 +96,23 @@ fn detach_all(lab: &Lab, interfaces: &[String]) {
 }
 
 /// A file system of a few pages.
-struct TinyDisk(PathBuf);
+struct TinyDisk(PathBuf, Option<PathBuf>);
 
 impl TinyDisk {
     fn mount(at: &Path) -> Self {
         fs::create_dir_all(at).unwrap();
         mount(Some("none"), at, Some("tmpfs"), MsFlags::empty(), Some("size=256k,mode=700")).unwrap();
-        Self(at.to_owned())
+        Self(at.to_owned(), None)
+    }
+
+    /// A file of it is this one too (by no link: a log goes through none).
+    fn lend(&mut self, name: &str, at: &Path) {
+        let file = self.0.join(name);
+        for path in [&file, at] {
+            File::create(path).unwrap();
+        }
+        mount(Some(&file), at, None::<&str>, MsFlags::MS_BIND, None::<&str>).unwrap();
+        self.1 = Some(at.to_owned());
     }
 
     /// Nothing more fits, not even a directory entry's page.
@@ -126,7 +137,9 @@ impl TinyDisk {
 
 impl Drop for TinyDisk {
     fn drop(&mut self) {
-        let _ = umount2(&self.0, MntFlags::MNT_DETACH);
+        for mount in self.1.iter().chain([&self.0]) {
+            let _ = umount2(mount, MntFlags::MNT_DETACH);
+        }
     }
 }
 
@@ -166,9 +179,8 @@ fn on_a_full_disk_new_pods_wait_and_the_others_stay_enforced() {
 #[test]
 fn a_flow_log_that_cannot_be_written_is_counted_and_harms_nobody() {
     let lab = Plan::installed_later().nodes(1).raise().unwrap();
-    let disk = TinyDisk::mount(&lab.dir().join("full"));
-    std::os::unix::fs::symlink(lab.dir().join("full/flows.jsonl"), lab.node(1).dir().join("flows.jsonl"))
-        .unwrap();
+    let mut disk = TinyDisk::mount(&lab.dir().join("full"));
+    disk.lend("flows.jsonl", &lab.node(1).dir().join("flows.jsonl"));
     lab.namespace("shop", &[]).unwrap();
     lab.install().unwrap();
     disk.fill();

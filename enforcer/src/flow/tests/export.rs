@@ -114,7 +114,7 @@ fn a_log_goes_through_no_link_and_is_not_everybodys_to_read() {
     fs::write(at("precious"), "precious").unwrap();
     symlink(at("precious"), at("flows.log")).unwrap();
     let start = || Exporter::start(&to_file(&at("flows.log"), 100, 2), "n", &Arc::new(Counters::default()));
-    assert!(start().unwrap_err().to_string().contains("a symbolic link, which is not followed"));
+    assert!(start().unwrap_err().to_string().contains("flows.log is a symbolic link, which is not followed"));
     fs::remove_file(at("flows.log")).unwrap();
     start().unwrap().stop();
     let mode = fs::metadata(at("flows.log")).unwrap().permissions().mode();

@@ -253,6 +253,7 @@ fn internet<F: Family, P: Packet, T: Tables + Addresses<F>, H: At>(packet: &P, s
     }
     match judge(packet, site, &mut flow) {
         Ok(reason) => reason,
+        Err(Denial { reason: Reason::Overheard, .. }) => Reason::Overheard,
         Err(denial) if denial.late => origin::denied(packet, site.tables, &flow, denial),
         Err(denial) => report::denied(packet, site, &flow, denial),
     }

@@ -91,7 +91,10 @@ pub fn addresses<F: Family, P: Packet, T, H: At>(
                 return Err(Reason::Multicast);
             }
             if flow.destination != own || own == F::UNSPECIFIED {
-                return Err(Reason::WrongDestination);
+                // A bridge floods what it does not know the port of.
+                let to: [u8; 6] = packet.read(0)?;
+                let flooded = site.hook() == Hook::ToPod && to != site.endpoint.mac;
+                return Err(if flooded { Reason::Overheard } else { Reason::WrongDestination });
             }
             // An answer could not be sent there.
             if F::is_multicast(flow.source) || F::is_nobodys(flow.source) {

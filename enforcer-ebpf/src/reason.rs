@@ -56,8 +56,8 @@ pub enum Reason {
     PolicyDenied = 81,
     /// The other end belongs to another tenant.
     TenantBoundary = 82,
-    /// Discovery, ARP or membership that is about somebody else, as a bridge floods it. It is dropped because pods
-    /// that may not talk could talk by it, and counted but not logged: nobody has done anything.
+    /// What a bridge floods to everybody: discovery, ARP or membership that is about somebody else, by which pods that
+    /// may not talk could talk; and frames to another's MAC. Counted but not logged: nobody has done anything.
     Overheard = 83,
     /// A pod sent to an address that is no other host's: unspecified, loopback, link-local IPv6, IPv4 inside IPv6.
     NobodysAddress = 84,

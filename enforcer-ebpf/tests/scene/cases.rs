@@ -273,7 +273,14 @@ pub fn cases(v6: bool) -> Vec<Case> {
         vec![Packet(A, FromPod, edit(to(B, Remote).udp(1, 2), &[(11, 0xa)]), R::SourceIp)],
     );
     case("another's MAC address", vec![Packet(A, FromPod, edit(ar.udp(1, 2), &[(11, 0xb)]), R::SourceMac)]);
-    case("not for this pod", vec![Packet(A, ToPod, to(Remote, B).tcp(1, 8080, SYN), R::WrongDestination)]);
+    let others = to(Remote, B).tcp(1, 8080, SYN);
+    case(
+        "not for this pod: flooded by the bridge, or sent to its MAC",
+        vec![
+            Packet(A, ToPod, others.clone(), R::Overheard),
+            Packet(A, ToPod, edit(others, &[(5, 0xa)]), R::WrongDestination),
+        ],
+    );
     case(
         "VLAN tags",
         vec![

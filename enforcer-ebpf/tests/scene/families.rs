@@ -446,7 +446,7 @@ pub fn six(cases: &mut Vec<Case>) {
             Packet(A, FromPod, fragment(1, 1, &first), R::Allowed),
             Packet(A, FromPod, fragment(1, 24, &[0; 8]), R::Fragment),
             Packet(A, FromPod, fragment(2, 24, &[0; 8]), R::FragmentNotTracked),
-            Packet(A, ToPod, fragment(1, 24, &[0; 8]), R::WrongDestination),
+            Packet(A, ToPod, fragment(1, 24, &[0; 8]), R::Overheard),
         ],
     );
     let syn = tcp(1, 2, SYN);

@@ -21,6 +21,7 @@ readonly PACKAGES=(
     ca-certificates            # crates.io
     containernetworking-plugins # bridge and host-local, to which flannel delegates
     iproute2 iptables nftables # the lab's nodes
+    openssl                    # certificates of the lab's API server
     procps util-linux          # sysctl; mount, nsenter
 )
 readonly EXTRAS=(bpftool tcpdump) # only for looking around in a lab that was kept

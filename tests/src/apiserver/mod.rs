@@ -22,6 +22,7 @@ mod resource;
 mod server;
 mod store;
 mod task;
+mod tls;
 
 pub use admin::Admin;
 pub use envtest::Envtest;
@@ -30,6 +31,7 @@ pub use proxy::{Listen, Proxy};
 pub use resource::{RESOURCES, Resource};
 pub use server::Server;
 pub use store::Store;
+pub use tls::Tls;
 
 /// Everything that a test needs of a cluster's control plane.
 #[derive(Debug)]
@@ -92,17 +94,7 @@ impl ApiServer {
 
     /// Writes a kubeconfig for agents, and the token that it names, which may be replaced later.
     pub fn kubeconfig(&self, dir: &Path) -> Result<Kubeconfig> {
-        let kubeconfig = Kubeconfig { path: dir.join("kubeconfig"), token: dir.join("token") };
-        kubeconfig.write_token("the-first-token")?;
-        let server = format!("http://{}", self.proxy.address());
-        let text = json!({
-            "apiVersion": "v1", "kind": "Config", "current-context": "lab",
-            "clusters": [{"name": "lab", "cluster": {"server": server}}],
-            "users": [{"name": "agent", "user": {"tokenFile": kubeconfig.token}}],
-            "contexts": [{"name": "lab", "context": {"cluster": "lab", "user": "agent"}}],
-        });
-        fs::write(&kubeconfig.path, text.to_string())?;
-        Ok(kubeconfig)
+        Kubeconfig::write(dir, &json!({"server": format!("http://{}", self.proxy.address())}))
     }
 }
 
@@ -114,6 +106,20 @@ pub struct Kubeconfig {
 }
 
 impl Kubeconfig {
+    /// With the first token; `cluster` says how the API server is reached.
+    pub fn write(dir: &Path, cluster: &Value) -> Result<Self> {
+        let kubeconfig = Self { path: dir.join("kubeconfig"), token: dir.join("token") };
+        kubeconfig.write_token("the-first-token")?;
+        let text = json!({
+            "apiVersion": "v1", "kind": "Config", "current-context": "lab",
+            "clusters": [{"name": "lab", "cluster": cluster}],
+            "users": [{"name": "agent", "user": {"tokenFile": kubeconfig.token}}],
+            "contexts": [{"name": "lab", "context": {"cluster": "lab", "user": "agent"}}],
+        });
+        fs::write(&kubeconfig.path, text.to_string())?;
+        Ok(kubeconfig)
+    }
+
     /// As the kubelet does when a token is about to expire.
     pub fn write_token(&self, token: &str) -> Result<()> {
         let aside = self.token.with_extension("new");

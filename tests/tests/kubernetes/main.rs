@@ -10,3 +10,4 @@ mod order;
 mod refused;
 mod stage;
 mod sync;
+mod tls;

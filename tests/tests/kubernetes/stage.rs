@@ -44,7 +44,7 @@ pub struct Stage {
     pub api: ApiServer,
     pub kubeconfig: Kubeconfig,
     runtime: Runtime,
-    _dir: TempDir,
+    dirs: Vec<TempDir>,
 }
 
 /// All that was told so far.
@@ -68,13 +68,23 @@ impl Stage {
 
     /// `trouble` comes before the source starts.
     pub fn begin(trouble: impl FnOnce(&ApiServer)) -> Self {
+        let home = TempDir::new().unwrap();
+        let mut stage = Self::begin_by(|api| {
+            trouble(api);
+            api.kubeconfig(home.path()).unwrap()
+        });
+        stage.dirs.push(home);
+        stage
+    }
+
+    /// `reached` tells the source how.
+    pub fn begin_by(reached: impl FnOnce(&ApiServer) -> Kubeconfig) -> Self {
         let dir = TempDir::new().unwrap();
         let api = ApiServer::start(dir.path()).unwrap();
         for object in cluster() {
             api.admin().apply(&object).unwrap();
         }
-        trouble(&api);
-        let kubeconfig = api.kubeconfig(dir.path()).unwrap();
+        let kubeconfig = reached(&api);
         let runtime =
             tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
         let (updates_in, updates) = mpsc::channel(16);
@@ -82,7 +92,7 @@ impl Stage {
         let source = Kubernetes::start(Some(&kubeconfig.path), NODE, PACE, updates_in, fetched_in);
         let source = runtime.block_on(source).unwrap();
         let seen = Seen::default();
-        Self { seen, updates, fetched, source, api, kubeconfig, runtime, _dir: dir }
+        Self { seen, updates, fetched, source, api, kubeconfig, runtime, dirs: vec![dir] }
     }
 
     /// Takes in what is told until it is enough; fails when that takes too long.

@@ -14,7 +14,7 @@ use std::{
 use bulkhead::datapath::removal::remove_all;
 use lab::{
     Family, Lab, Outcome, Plan, Pod, PodSpec, Stream, Transport, agent::Agent, matrix::SETTLES_WITHIN,
-    probe::attempt, until,
+    probe::attempt, scrape::get, until,
 };
 use serde_json::Value;
 
@@ -286,10 +286,16 @@ fn a_pod_that_cannot_be_told_for_sure_is_named_and_left_alone_until_it_can() {
         status["endpoints"].as_array().unwrap().iter().map(|e| e["pod"].clone()).collect();
     assert_eq!(endpoints, ["shop/stranger-near"], "nobody's policy is on another's interface");
     stream.notice_nothing(&lab);
+    // A rollout goes on to the next node only when this one enforces for all of its pods.
+    let ready = || get(lab.node(1).netns(), ([127, 0, 0, 1], 9964).into(), "/readyz");
+    let (code, why) = ready().unwrap();
+    assert!(code == 503 && why.contains("shop/db") && why.contains("shop/web-near"), "{code}: {why}");
 
     fs::write(&files[0], of_db).unwrap();
     fs::write(&files[1], of_web).unwrap();
     assert_eq!(unadopted(&lab, <[_]>::is_empty), []);
+    let (code, why) = until(SETTLES_WITHIN, ready, |(code, _)| *code == 200).unwrap();
+    assert_eq!((code, why.as_str()), (200, "ready\n"));
     let want = |from: &&str, to: &&str| {
         from != to
             && (*to != "shop/db" || from.contains("web"))

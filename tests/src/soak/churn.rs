@@ -68,7 +68,7 @@ pub fn edit(soak: &Soak<'_>, seed: u64) -> Result<()> {
 }
 
 fn carry_out(soak: &Soak<'_>, edit: &Edit) -> Result<()> {
-    let lab = soak.lab;
+    let (lab, directly) = (soak.lab, soak.options.tenant_moves);
     match edit {
         Edit::Policy(policy) => lab.manifests().write(policy)?,
         Edit::NoPolicy(key) => {
@@ -79,7 +79,9 @@ fn carry_out(soak: &Soak<'_>, edit: &Edit) -> Result<()> {
         }
         Edit::PodLabel { pod, key, value } => lab.label("Pod", pod, (key, value))?,
         Edit::Team { namespace, .. } | Edit::Tenant { namespace, .. } | Edit::Door { namespace, .. } => {
-            lab.edit("Namespace", namespace, |object| edits::edit_namespace(edit, object))?;
+            lab.edit("Namespace", namespace, |object| {
+                edits::edit_namespace(edit, object, directly);
+            })?;
         }
     }
     soak.tally.count("changes");

@@ -21,4 +21,5 @@ pub mod flow;
 pub mod metrics;
 pub mod others;
 pub mod policy;
+mod private;
 pub mod source;

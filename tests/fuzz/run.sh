@@ -49,7 +49,7 @@ echo "fuzz: building ${targets[*]}"
 
 work=${BULKHEAD_FUZZ_DIR:-}
 if [[ -z "$work" ]]; then
-    work=$(mktemp -d -t bulkhead-fuzz.XXXXXX)
+    work=$(mktemp -d)
     trap 'rm -rf "$work"' EXIT
 fi
 

@@ -3,7 +3,7 @@
 
 use std::{fs, io, path::Path};
 
-use crate::endpoint::store::write_atomically;
+use crate::private::write_atomically;
 
 /// Of the running kernel (`random(4)`).
 const BOOT_ID: &str = "/proc/sys/kernel/random/boot_id";

@@ -69,7 +69,7 @@ const HASTE: Duration = Duration::from_millis(500);
 /// Runs until SIGTERM or SIGINT. The node keeps enforcing afterwards.
 pub async fn run(settings: Settings) -> anyhow::Result<()> {
     let started = Instant::now();
-    crate::endpoint::store::make_private_directory(&settings.state)
+    crate::private::make_private_directory(&settings.state)
         .with_context(|| format!("cannot make {}", settings.state.display()))?;
     crate::datapath::bpffs::require(&settings.bpffs)?;
     let (names, names_seen) = watch::channel(Arc::new(Names::default()));

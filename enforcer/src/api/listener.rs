@@ -2,23 +2,24 @@
 
 use std::{
     ffi::OsString,
-    fs::{self, DirBuilder, Permissions},
+    fs::{self, Permissions},
     io,
-    os::unix::fs::{DirBuilderExt, FileTypeExt, MetadataExt, PermissionsExt},
+    os::unix::fs::{FileTypeExt, MetadataExt, PermissionsExt},
     path::{Path, PathBuf},
     process,
 };
 
-use nix::unistd::geteuid;
 use tokio::net::{UnixListener, UnixStream};
+
+use crate::private::make_private_directory;
 
 /// Why the agent cannot listen.
 #[derive(Debug, thiserror::Error)]
 pub enum BindError {
     #[error("socket {}: must be an absolute path to a file", .0.display())]
     NotAPath(PathBuf),
-    #[error("directory {} of the socket: {why}", .directory.display())]
-    Directory { directory: PathBuf, why: &'static str },
+    #[error("directory of the socket: {0}")]
+    Directory(io::Error),
     #[error("socket {}: there is something that is not a socket; it is left alone", .0.display())]
     Occupied(PathBuf),
     #[error("socket {}: another agent answers on it", .0.display())]
@@ -49,7 +50,8 @@ impl Listener {
             return Err(BindError::NotAPath(path.to_owned()));
         };
         let failed = |doing| move |source| BindError::Io { path: path.to_owned(), doing, source };
-        own_directory(directory, path)?;
+        // In a directory that others can write to they could put their own socket in place of ours.
+        make_private_directory(directory).map_err(BindError::Directory)?;
         not_in_use(path).await?;
 
         let mut passing = OsString::from(".");
@@ -72,33 +74,6 @@ impl Drop for Listener {
             let _ = fs::remove_file(&self.path);
         }
     }
-}
-
-/// In a directory that others can write to they could put their own socket in place of ours.
-fn own_directory(directory: &Path, socket: &Path) -> Result<(), BindError> {
-    let failed = |doing| move |source| BindError::Io { path: socket.to_owned(), doing, source };
-    let refused = |why| Err(BindError::Directory { directory: directory.to_owned(), why });
-    if let Err(error) = fs::symlink_metadata(directory) {
-        if error.kind() != io::ErrorKind::NotFound {
-            return Err(failed("looking at its directory")(error));
-        }
-        DirBuilder::new()
-            .recursive(true)
-            .mode(0o700)
-            .create(directory)
-            .map_err(failed("making its directory"))?;
-    }
-    let found = fs::symlink_metadata(directory).map_err(failed("looking at its directory"))?;
-    if !found.is_dir() {
-        return refused("is not a directory (symbolic links are not followed)");
-    }
-    if found.uid() != geteuid().as_raw() {
-        return refused("belongs to another user");
-    }
-    if found.mode() & 0o022 != 0 {
-        return refused("can be written to by other users");
-    }
-    Ok(())
 }
 
 /// Nothing there, or a socket whose agent is gone.

@@ -8,7 +8,7 @@ use std::{
 
 use nix::sys::statfs::{FsType, statfs};
 
-use crate::endpoint::store::must_be_ours;
+use crate::private::must_be_ours;
 
 /// `BPF_FS_MAGIC` of linux/magic.h.
 const MAGIC: FsType = FsType(0xcafe_4a11);

@@ -12,7 +12,7 @@ use std::{
 use nix::fcntl::OFlag;
 
 use super::numbers::Numbers;
-use crate::endpoint::store::write_atomically;
+use crate::private::write_atomically;
 
 /// Changes below this many bytes are never worth a new picture.
 const ROOM: u64 = 1 << 16;

@@ -8,7 +8,7 @@ use core::mem::{offset_of, size_of};
 
 /// Raised with every change of this file; pins live in a directory per version, and maps pinned under
 /// another version are rebuilt, never reinterpreted.
-pub const ABI_VERSION: u32 = 3;
+pub const ABI_VERSION: u32 = 4;
 
 /// One local pod's interface. Map `ENDPOINTS` (ARRAY): slot `ifindex % ENDPOINT_SLOTS`, valid only if
 /// `ifindex` is equal too; an endpoint whose slot is taken lives in `ENDPOINTS_SPILL` (HASH by ifindex).
@@ -26,8 +26,7 @@ pub struct Endpoint {
     pub ipv6: [u8; 16],
     /// The pod's IPv4 address; all zero: none.
     pub ipv4: [u8; 4],
-    /// Tenant number of the pod's namespace; 0: shared.
-    pub tenant: u32,
+    pub tenant: TenantWord,
     /// The pod's own MAC address (the container side of the veth pair).
     pub mac: [u8; 6],
     /// Bits of `ENDPOINT_*`.
@@ -71,6 +70,36 @@ impl PolicyWord {
     }
 }
 
+/// Tenant number of a pod's namespace (low 31 bits; 0: shared), and which of a peer's two tenants it is compared with (the
+/// high bit), in one word, read by one load: see [`Peer::tenants`].
+#[repr(transparent)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct TenantWord(pub u32);
+
+impl TenantWord {
+    /// `view`: 0 or 1.
+    pub const fn new(tenant: u32, view: u32) -> Self {
+        Self(tenant & !TENANT_VIEW | view << 31)
+    }
+    pub const fn tenant(self) -> u32 {
+        self.0 & !TENANT_VIEW
+    }
+    pub const fn view(self) -> u32 {
+        self.0 >> 31
+    }
+    /// What the peer belongs to, as this endpoint sees it.
+    #[inline(always)]
+    pub const fn of(self, peer: &Peer) -> u32 {
+        if self.0 & TENANT_VIEW == 0 { peer.tenants[0] } else { peer.tenants[1] }
+    }
+    /// Whether there is a boundary between the endpoint and what belongs to `other`.
+    #[inline(always)]
+    pub const fn is_apart_from(self, other: u32) -> bool {
+        self.tenant() != 0 && other != 0 && self.tenant() != other
+    }
+}
+const TENANT_VIEW: u32 = 1 << 31;
+
 /// What an address is. Maps `PEERS_V4`, `PEERS_V6` (HASH by address: pods and nodes) and
 /// `PREFIXES_V4`, `PREFIXES_V6` (LPM: everything else; a prefix of length 0 is always present).
 #[repr(C)]
@@ -81,12 +110,14 @@ pub struct Peer {
     /// Number of the set of ipBlocks (and "any pod") that hold this address, tagged with [`BLOCKS_TAG`];
     /// 0: in none.
     pub blocks: u32,
-    /// Tenant number; 0: shared; [`TENANT_UNKNOWN`].
-    pub tenant: u32,
+    /// Tenant number; 0: shared; [`TENANT_UNKNOWN`]. Twice, because both ends of a connection may move to another tenant
+    /// at once: each endpoint goes on from the tenants before to those after, its own and all peers', in one write of its
+    /// record ([`TenantWord`]). Except on that way both are the same.
+    pub tenants: [u32; 2],
     /// Host-side interface index of the endpoint whose address this is; 0: no endpoint of this node.
     pub ifindex: u32,
 }
-const _: () = assert!(size_of::<Peer>() == 16);
+const _: () = assert!(size_of::<Peer>() == 20);
 
 /// Where a Service is reached: a cluster, external or load balancer address, or an address of this node with a
 /// node port. Maps `SERVICES_V4`, `SERVICES_V6` (HASH): to an identity number (u32) that stands for the backends.

@@ -60,7 +60,8 @@ impl Question {
 const ENDING: u32 = 1 << 31;
 
 /// An address that no table knows: matched by nothing but rules for everybody.
-const UNKNOWN: Peer = Peer { identity: IDENTITY_UNKNOWN_POD, blocks: 0, tenant: TENANT_UNKNOWN, ifindex: 0 };
+const UNKNOWN: Peer =
+    Peer { identity: IDENTITY_UNKNOWN_POD, blocks: 0, tenants: [TENANT_UNKNOWN; 2], ifindex: 0 };
 
 /// Judges a connection in its own direction.
 #[inline(never)]
@@ -80,8 +81,8 @@ pub fn allow<F: Family, T: Tables + Addresses<F>, H: At>(
         None => other(site, flow, question),
     };
     let own = site.endpoint.tenant;
-    let mut door = if own != 0 && peer.tenant != 0 && own != peer.tenant { peer.identity } else { 0 };
-    let is_node = own != 0 && peer.identity == IDENTITY_REMOTE_NODE;
+    let mut door = if own.is_apart_from(own.of(&peer)) { peer.identity } else { 0 };
+    let is_node = own.tenant() != 0 && peer.identity == IDENTITY_REMOTE_NODE;
     // A node has more addresses than are known to be one's, and its ports are open at all of them.
     let may_be_node = marked != SERVICE && flow.protocol == UDP && peer.identity < FIRST_POD_IDENTITY;
     if (is_node || may_be_node)

@@ -9,7 +9,7 @@ use bulkhead_ebpf::{
     abi::{
         CONN_ENDED, CONN_REPLIED, DROP_EVENT_COST, DROP_EVENT_SAVINGS, DROP_EVENT_TICKS, EGRESS,
         ENDPOINT_ADOPTED, EVENT_DROP, EVENT_END, EVENT_NEW, EndWord, Endpoint, INGRESS, Limits, PolicyWord,
-        ServiceKey,
+        ServiceKey, TenantWord,
     },
     decide::{Hook, decide},
     host::{Frame, Memory},
@@ -19,11 +19,11 @@ use bulkhead_ebpf::{
 };
 use proptest::prelude::*;
 use scene::{
-    A, B, Block, Case, Host, IFINDEX, Node, OpenTenant, Remote, Sight, Step, Tenant, Unknown, Who, World,
-    between, cases, endpoint, memory, octets,
+    A, B, Block, Case, Host, IFINDEX, Moving, Node, OpenTenant, Remote, Sight, Step, Tenant, Unknown, Who,
+    World, between, cases, endpoint, memory, octets,
 };
 
-const ALL: [Who; 10] = [A, B, Remote, Tenant, OpenTenant, Host, Node, Block, World, Unknown];
+const ALL: [Who; 11] = [A, B, Remote, Tenant, OpenTenant, Moving, Host, Node, Block, World, Unknown];
 
 fn see(memory: &Memory, hook: Hook, frame: &[u8]) -> Reason {
     decide(&Frame::new(frame, IFINDEX), memory, hook)
@@ -39,7 +39,9 @@ fn run(case: &Case) -> Result<(), String> {
             Step::Policy(who, rule_set, generation) => {
                 pods[index(who)].policy = PolicyWord::new(*rule_set, *generation);
             }
-            Step::Tenant(who, tenant) => pods[index(who)].tenant = *tenant,
+            Step::Tenant(who, tenant, view) => {
+                pods[index(who)].tenant = TenantWord::new(*tenant, *view);
+            }
             Step::Adopted(who) => pods[index(who)].flags |= ENDPOINT_ADOPTED,
             Step::Gone => gone = true,
             Step::Limits(limits) => memory.limits = *limits,

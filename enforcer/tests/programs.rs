@@ -18,7 +18,8 @@ use aya::{
 use bulkhead_ebpf::{
     abi::{
         Config, Conn, ConnKey4, ConnKey6, DropCount, DropKey, ENDPOINT_ADOPTED, Endpoint, Fragment,
-        FragmentKey, Limits, Peer, PolicyWord, Purses, RuleKey, ServiceKey, ServiceKey4, ServiceKey6, names,
+        FragmentKey, Limits, Peer, PolicyWord, Purses, RuleKey, ServiceKey, ServiceKey4, ServiceKey6,
+        TenantWord, names,
     },
     decide::{Hook, decide},
     host::Frame,
@@ -243,7 +244,9 @@ fn every_case_comes_to_its_verdict_in_the_kernel() {
                 Step::Policy(who, rule_set, generation) => {
                     pods[index(*who)].policy = PolicyWord::new(*rule_set, *generation);
                 }
-                Step::Tenant(who, tenant) => pods[index(*who)].tenant = *tenant,
+                Step::Tenant(who, tenant, view) => {
+                    pods[index(*who)].tenant = TenantWord::new(*tenant, *view);
+                }
                 Step::Adopted(who) => pods[index(*who)].flags |= ENDPOINT_ADOPTED,
                 Step::Gone => gone = true,
                 Step::Limits(limits) => kernel.limit(*limits),

@@ -9,7 +9,8 @@ use bulkhead_ebpf::{
 };
 
 use super::{
-    A, B, Block, Case, Host, Node, OpenTenant, RULES_A, RULES_A_AGAIN, RULES_NONE, RULES_OPEN, Remote, Step,
+    A, B, Block, Case, Host, Moving, Node, OpenTenant, RULES_A, RULES_A_AGAIN, RULES_NONE, RULES_OPEN,
+    Remote, Step,
     Step::{Adopted, Gone, Packet, Policy},
     TUNNEL, Tenant, Unknown, World, between,
     budgets::budgets,
@@ -212,15 +213,32 @@ pub fn cases(v6: bool) -> Vec<Case> {
         "a tenant's boundary comes before policy",
         vec![
             Packet(A, FromPod, to(A, Tenant).tcp(1, 80, SYN), R::Allowed),
-            Step::Tenant(A, 3),
+            Step::Tenant(A, 3, 0),
             Packet(A, FromPod, to(A, Tenant).tcp(2, 80, SYN), R::TenantBoundary),
             Packet(A, FromPod, to(A, Unknown).tcp(2, 443, SYN), R::TenantBoundary),
             Packet(A, FromPod, to(A, OpenTenant).tcp(2, 80, SYN), R::Allowed),
             Packet(A, FromPod, to(A, OpenTenant).tcp(2, 81, SYN), R::PolicyDenied),
             Packet(A, ToPod, to(OpenTenant, A).tcp(2, 443, SYN), R::TenantBoundary),
             Packet(A, FromPod, ar.tcp(2, 80, SYN), R::Allowed),
-            Step::Tenant(A, 7),
+            Step::Tenant(A, 7, 0),
             Packet(A, FromPod, to(A, Tenant).tcp(3, 80, SYN), R::Allowed),
+        ],
+    );
+    case(
+        "who moves to another tenant is apart from nobody who has moved along, and from nobody who is still to move",
+        vec![
+            Step::Tenant(A, 7, 0),
+            Packet(A, FromPod, to(A, Moving).tcp(1, 80, SYN), R::Allowed),
+            Packet(A, FromPod, to(A, Tenant).tcp(1, 80, SYN), R::Allowed),
+            Step::Tenant(A, 3, 1),
+            Packet(A, FromPod, to(A, Moving).tcp(2, 80, SYN), R::Allowed),
+            Packet(A, FromPod, to(A, Tenant).tcp(2, 80, SYN), R::TenantBoundary),
+            Step::Tenant(A, 3, 0),
+            Packet(A, FromPod, to(A, Moving).tcp(3, 80, SYN), R::TenantBoundary),
+            Step::Tenant(A, 7, 1),
+            Packet(A, FromPod, to(A, Moving).tcp(4, 80, SYN), R::TenantBoundary),
+            Step::Tenant(A, 0, 1),
+            Packet(A, FromPod, to(A, Moving).tcp(5, 80, SYN), R::Allowed),
         ],
     );
     case(

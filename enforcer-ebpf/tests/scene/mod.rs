@@ -40,6 +40,8 @@ pub enum Who {
     /// A pod of tenant 7, whose door is closed, and one whose door is open.
     Tenant,
     OpenTenant,
+    /// As `Tenant`, on its way from tenant 7 to tenant 3.
+    Moving,
     Host,
     Node,
     /// An external address in an ipBlock, and one in none.
@@ -50,7 +52,7 @@ pub enum Who {
     /// The cluster address of a Service.
     Vip,
 }
-pub use Who::{A, B, Block, Host, Node, OpenTenant, Remote, Tenant, Unknown, Vip, World};
+pub use Who::{A, B, Block, Host, Moving, Node, OpenTenant, Remote, Tenant, Unknown, Vip, World};
 
 impl Who {
     pub const fn address(self, v6: bool) -> IpAddr {
@@ -60,6 +62,7 @@ impl Who {
             Remote => ([10, 2, 0, 2], [0xfd00, 2, 0, 0, 0, 0, 0, 2]),
             Tenant => ([10, 2, 0, 7], [0xfd00, 2, 0, 0, 0, 0, 0, 7]),
             OpenTenant => ([10, 2, 0, 8], [0xfd00, 2, 0, 0, 0, 0, 0, 8]),
+            Moving => ([10, 2, 0, 9], [0xfd00, 2, 0, 0, 0, 0, 0, 9]),
             Host => ([10, 1, 0, 1], [0xfd00, 1, 0, 0, 0, 0, 0, 1]),
             Node => ([192, 168, 0, 2], [0xfd00, 9, 0, 0, 0, 0, 0, 2]),
             Block => ([203, 0, 113, 9], [0x2001, 0xdb8, 0, 0, 0, 0, 0, 9]),
@@ -102,11 +105,11 @@ impl Who {
     }
 
     const fn peer(self) -> Peer {
-        let (identity, blocks, tenant) = match self {
+        let (identity, blocks, before) = match self {
             A => (300, 0, 0),
             B => (301, 0, 0),
             Remote => (302, 0, 0),
-            Tenant => (303, 0, 7),
+            Tenant | Moving => (303, 0, 7),
             OpenTenant => (304, 0, 7),
             Host => (IDENTITY_HOST, 0, 0),
             Node => (IDENTITY_REMOTE_NODE, 0, 0),
@@ -114,13 +117,14 @@ impl Who {
             World | Vip => (IDENTITY_WORLD, 0, 0),
             Unknown => (IDENTITY_UNKNOWN_POD, 0, TENANT_UNKNOWN),
         };
-        Peer { identity, blocks, tenant, ifindex: self.ifindex() }
+        let after = if matches!(self, Moving) { 3 } else { before };
+        Peer { identity, blocks, tenants: [before, after], ifindex: self.ifindex() }
     }
 }
 
 /// Peers by exact address.
 pub fn peers() -> Vec<(IpAddr, Peer)> {
-    [A, B, Remote, Tenant, OpenTenant, Host, Node]
+    [A, B, Remote, Tenant, OpenTenant, Moving, Host, Node]
         .into_iter()
         .flat_map(|who| [false, true].map(|v6| (who.address(v6), who.peer())))
         .collect()
@@ -296,7 +300,8 @@ pub enum Step {
     Marked(Who, Hook, Vec<u8>, Who, Reason),
     /// From now on the pod is under this rule set and generation.
     Policy(Who, u32, u32),
-    Tenant(Who, u32),
+    /// From now on the pod belongs to this tenant, and sees peers' tenants before (0) or after (1) their move.
+    Tenant(Who, u32, u32),
     Adopted(Who),
     /// From now on endpoints have this budget.
     Limits(Limits),

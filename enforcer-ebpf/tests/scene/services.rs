@@ -53,7 +53,7 @@ pub fn services(cases: &mut Vec<Case>, v6: bool) {
             Policy(A, RULES_OPEN, 2),
             Packet(A, FromPod, to(A, Node).tcp(8, 30080, SYN), R::Allowed),
             Packet(A, FromPod, to(A, Node).tcp(8, 30081, SYN), R::Allowed),
-            Tenancy(A, 7),
+            Tenancy(A, 7, 0),
             Packet(A, FromPod, to(A, Node).tcp(7, 30080, SYN), R::Allowed),
             Packet(A, FromPod, to(A, Node).tcp(7, 30081, SYN), R::TenantBoundary),
             Packet(A, FromPod, to(A, Node).tcp(7, 22, SYN), R::Allowed),
@@ -81,7 +81,7 @@ pub fn services(cases: &mut Vec<Case>, v6: bool) {
     case(
         "a tenant needs the Service's door, open as its own rules may be",
         vec![
-            Tenancy(A, 7),
+            Tenancy(A, 7, 0),
             Packet(A, FromPod, av.tcp(9, 80, SYN), R::Allowed),
             Packet(A, FromPod, av.tcp(9, 81, SYN), R::TenantBoundary),
             Policy(A, RULES_NONE, 2),

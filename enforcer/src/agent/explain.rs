@@ -303,7 +303,7 @@ impl Node {
             generation: record.policy.generation(),
             identity: ruling.peer.identity,
             blocks: ruling.peer.blocks & !BLOCKS_TAG,
-            tenant: ruling.peer.tenant,
+            tenant: record.tenant.of(&ruling.peer),
             verdict,
             by,
             differs,

@@ -29,6 +29,7 @@ mod tests;
 mod tidy;
 mod transition;
 mod usage;
+mod views;
 mod withdrawal;
 
 use std::{

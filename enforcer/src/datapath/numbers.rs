@@ -141,7 +141,7 @@ impl Numbers {
         self.rule_sets.stay_above(rules().map(|r| r.rule_set));
         self.rule_sets.stay_above(endpoints().map(|e| e.policy.rule_set()));
         self.grants.stay_above(image.rules.values().copied());
-        let tenants = addresses().map(|a| a.tenant).chain(endpoints().map(|e| e.tenant));
+        let tenants = addresses().flat_map(|a| a.tenants).chain(endpoints().map(|e| e.tenant.tenant()));
         self.tenants.stay_above(tenants.filter(|t| *t != abi::TENANT_UNKNOWN));
         self.endpoints.stay_above(endpoints().map(|e| e.id));
         self.generations.stay_above(endpoints().map(|e| e.policy.generation()));

@@ -13,7 +13,7 @@ use super::{DatapathError, batch, connections::ConnTable, kernel::Maps};
 
 /// Versions whose `ENDPOINTS` and `CONNS` maps are laid out as ours are; to be thought of with every change of
 /// `abi.rs`. Connections of others are learnt from the pods' sockets.
-const SAME_LAYOUT: [u32; 2] = [2, 3];
+const SAME_LAYOUT: [u32; 3] = [2, 3, 4];
 
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Predecessor {

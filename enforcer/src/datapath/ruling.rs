@@ -49,7 +49,8 @@ pub struct Ruling {
 }
 
 /// An address that no map knows: matched by nothing but rules for everybody.
-const UNKNOWN: Peer = Peer { identity: IDENTITY_UNKNOWN_POD, blocks: 0, tenant: TENANT_UNKNOWN, ifindex: 0 };
+const UNKNOWN: Peer =
+    Peer { identity: IDENTITY_UNKNOWN_POD, blocks: 0, tenants: [TENANT_UNKNOWN; 2], ifindex: 0 };
 
 /// As `bulkhead_ebpf::rules::allow` decides for the first packet of a connection whose sender nothing hides.
 pub fn rule(lookup: &impl Lookup, endpoint: &Endpoint, attempt: &Attempt) -> Result<Ruling, DatapathError> {
@@ -89,9 +90,9 @@ pub fn rule(lookup: &impl Lookup, endpoint: &Endpoint, attempt: &Attempt) -> Res
         return ruling(Err(Reason::Tunnel));
     }
 
-    let (own, theirs) = (endpoint.tenant, peer.tenant);
-    let mut door = (own != 0 && theirs != 0 && own != theirs).then_some(peer.identity);
-    if own != 0 && peer.identity == IDENTITY_REMOTE_NODE {
+    let own = endpoint.tenant;
+    let mut door = own.is_apart_from(own.of(&peer)).then_some(peer.identity);
+    if own.tenant() != 0 && peer.identity == IDENTITY_REMOTE_NODE {
         door = elsewhere()?.or(door);
     }
     if let Some(peer) = door

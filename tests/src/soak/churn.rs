@@ -68,7 +68,7 @@ pub fn edit(soak: &Soak<'_>, seed: u64) -> Result<()> {
 }
 
 fn carry_out(soak: &Soak<'_>, edit: &Edit) -> Result<()> {
-    let (lab, directly) = (soak.lab, soak.options.tenant_moves);
+    let lab = soak.lab;
     match edit {
         Edit::Policy(policy) => lab.manifests().write(policy)?,
         Edit::NoPolicy(key) => {
@@ -79,9 +79,7 @@ fn carry_out(soak: &Soak<'_>, edit: &Edit) -> Result<()> {
         }
         Edit::PodLabel { pod, key, value } => lab.label("Pod", pod, (key, value))?,
         Edit::Team { namespace, .. } | Edit::Tenant { namespace, .. } | Edit::Door { namespace, .. } => {
-            lab.edit("Namespace", namespace, |object| {
-                edits::edit_namespace(edit, object, directly);
-            })?;
+            lab.edit("Namespace", namespace, |object| edits::edit_namespace(edit, object))?;
         }
     }
     soak.tally.count("changes");

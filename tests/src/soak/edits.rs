@@ -139,16 +139,8 @@ fn port(random: &mut Random) -> Value {
 }
 
 /// Labels and annotations of a namespace as an edit leaves them.
-///
-/// A tenant is left before another is joined, unless that may be done `directly`.
-pub fn edit_namespace(edit: &Edit, object: &mut Value, directly: bool) {
-    let tenant = object["metadata"]["labels"][DEFAULT_TENANT_LABEL].as_str().map(str::to_owned);
+pub fn edit_namespace(edit: &Edit, object: &mut Value) {
     match edit {
-        Edit::Tenant { namespace, value: Some(value) }
-            if !directly && tenant.as_deref().is_some_and(|tenant| tenant != *value) =>
-        {
-            edit_namespace(&Edit::Tenant { namespace, value: None }, object, directly);
-        }
         Edit::Team { value, .. } => object["metadata"]["labels"]["team"] = (*value).into(),
         Edit::Tenant { value: Some(value), .. } => {
             object["metadata"]["labels"][DEFAULT_TENANT_LABEL] = (*value).into();

@@ -79,10 +79,6 @@ pub struct Options {
     /// Changes of policies, labels and tenants per second
     #[arg(long, default_value_t = 10.0)]
     pub policy_rate: f64,
-    /// Namespaces go from one tenant to another in one step, which refuses new connections between their own pods for
-    /// milliseconds (README, "What is not there yet"): such refusals are found
-    #[arg(long)]
-    pub tenant_moves: bool,
     /// Pods that start, and stop, per second
     #[arg(long, default_value_t = 5.0)]
     pub pod_rate: f64,

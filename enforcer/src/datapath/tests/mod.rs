@@ -5,6 +5,7 @@ mod capacity;
 mod incremental;
 mod ruling;
 mod services;
+mod tenants;
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -76,7 +77,7 @@ fn allows(image: &Image, ifindex: u32, remote: IpAddr, direction: u8, protocol: 
         let covering = image.prefixes.iter().filter(|(prefix, _)| prefix.contains(remote));
         covering.max_by_key(|(prefix, _)| prefix.prefix()).map(|(_, peer)| *peer)
     };
-    let Some(Peer { identity, blocks, tenant, .. }) = image.peers.get(&remote).copied().or_else(prefix)
+    let Some(Peer { identity, blocks, tenants, .. }) = image.peers.get(&remote).copied().or_else(prefix)
     else {
         return false;
     };
@@ -91,7 +92,9 @@ fn allows(image: &Image, ifindex: u32, remote: IpAddr, direction: u8, protocol: 
                 image.rules.contains_key(&Rule { key, bits })
             })
     };
-    let boundary = endpoint.tenant != 0 && tenant != 0 && endpoint.tenant != tenant;
+    // The high bit says which of the peer's two is meant.
+    let (own, tenant) = (endpoint.tenant.0 & 0x7fff_ffff, tenants[(endpoint.tenant.0 >> 31) as usize]);
+    let boundary = own != 0 && tenant != 0 && own != tenant;
     if boundary && !found(identity, direction | abi::DOOR) {
         return false;
     }

@@ -14,6 +14,12 @@ pub fn readiness(status: &Status) -> Vec<String> {
     if let Some(error) = &status.datapath.error {
         reasons.push(format!("the kernel is not up to date: {error}"));
     }
+    if status.datapath.unlisted_services > 0 {
+        reasons.push(format!(
+            "the kernel has no room for addresses and ports of Services: {}",
+            status.datapath.unlisted_services
+        ));
+    }
     let versions: Vec<String> = status.datapath.predecessors.iter().map(ToString::to_string).collect();
     if !versions.is_empty() {
         reasons
@@ -70,10 +76,13 @@ mod tests {
     #[test]
     fn a_node_is_ready_when_nothing_is_missing_and_says_what_is() {
         type Edit = fn(&mut Status);
-        let cases: [(&[&str], Edit); 13] = [
+        let cases: [(&[&str], Edit); 14] = [
             (&[], |_| {}),
             (&[], |status| status.endpoints.clear()),
             (&[], |status| _ = status.defects.insert("shop/broken".into(), vec!["port 0".into()])),
+            (&["the kernel has no room for addresses and ports of Services: 7"], |status| {
+                status.datapath.unlisted_services = 7;
+            }),
             (&["the cluster's objects are still being read"], |status| {
                 status.source.synced = false;
                 status.endpoints[0].up_to_date = false; // as long as that is so

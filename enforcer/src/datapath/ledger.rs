@@ -40,6 +40,14 @@ impl<'a> Ledger<'a> {
         }
     }
 
+    /// For one more entry of the kind that the operation makes.
+    pub fn has_room(&mut self, op: &Op, mut capacity: Sizes) -> bool {
+        match (self.sizes.of_op(op), capacity.of_op(op)) {
+            (Some(size), Some(capacity)) => size < capacity,
+            _ => true,
+        }
+    }
+
     pub fn push(&mut self, op: Op) {
         let (was_there, is_there) = match op {
             Op::SetRule(rule, grant) => (self.rules.edit(rule, Some(grant)), true),

@@ -33,7 +33,7 @@ mod views;
 mod withdrawal;
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     io,
     path::{Path, PathBuf},
 };
@@ -58,7 +58,7 @@ pub use self::{
     transition::{Local, Plan},
 };
 use crate::{
-    cluster::{Index, Touched},
+    cluster::{Frontend, Index, Touched},
     policy::{
         Compiler,
         model::{Compiled, Scope},
@@ -115,6 +115,8 @@ pub struct Tables<K> {
     crowded: Crowded,
     /// What there was to enforce when these had to go without.
     crowded_for: BTreeMap<u32, Local>,
+    /// Where Services are reached for which there is no room.
+    unlisted: BTreeSet<Frontend>,
     /// What the last plan brought into scope: nothing in the kernel knows of it yet.
     entering: Scope,
     /// What the kernel holds may be anything, not only what the last plan said: at the start, and after a
@@ -155,6 +157,7 @@ impl<K: Kernel> Tables<K> {
             locals: BTreeMap::new(),
             crowded: Crowded::new(),
             crowded_for: BTreeMap::new(),
+            unlisted: BTreeSet::new(),
             entering: Scope::default(),
             unsure: true,
             tidied: None,
@@ -205,6 +208,12 @@ impl<K: Kernel> Tables<K> {
         &self.crowded
     }
 
+    /// Addresses and ports of Services that the kernel does not know as such: connections there are judged as to any other
+    /// address, and what they are translated to by the other end alone.
+    pub fn unlisted(&self) -> &BTreeSet<Frontend> {
+        &self.unlisted
+    }
+
     fn draft_plan(
         &mut self,
         compiler: &mut Compiler,
@@ -227,7 +236,8 @@ impl<K: Kernel> Tables<K> {
             expanded: &self.expanded,
             locals: &self.locals,
             crowded: &self.crowded,
-            room: self.capacity.rules,
+            unlisted: &self.unlisted,
+            room: self.capacity,
         };
         let mut draft = Draft::new(&mut self.numbers, held);
         draft.change(compiler.compiled(), changed(&delta), locals);
@@ -251,7 +261,8 @@ impl<K: Kernel> Tables<K> {
             expanded: &self.expanded,
             locals: &self.locals,
             crowded: &self.crowded,
-            room: self.capacity.rules,
+            unlisted: &self.unlisted,
+            room: self.capacity,
         };
         let mut draft = Draft::new(&mut self.numbers, held);
         draft.change(compiled, Changed::Everything, locals);
@@ -278,6 +289,7 @@ impl<K: Kernel> Tables<K> {
         let written = self.write(&plan.ops).inspect_err(|_| self.expanded.clear())?;
         self.expanded.extend(plan.expanded);
         self.locals = plan.locals;
+        self.unlisted = plan.unlisted;
         self.numbers.leave(&plan.left);
         self.save_numbers()?;
         self.unsure = false;

@@ -102,6 +102,12 @@ fn of_own_node(status: &Status) -> BTreeSet<Warning> {
             status.node
         )),
     });
+    // Without the number: whoever makes it change would make Events.
+    let unlisted = (status.datapath.unlisted_services > 0).then(|| {
+        let note = "bulkhead has no room for all addresses and ports of Services: connections to those that are left \
+                    out are judged by the address alone";
+        warning("NoRoomForServices", "JudgingByAddress", note.to_owned())
+    });
     let chain = status.chain.unchained.iter().map(|list| {
         let directory = &status.chain.directory;
         let note = format!("bulkhead-cni is not in {directory}/{list}: pods wired by it are not enforced");
@@ -115,7 +121,7 @@ fn of_own_node(status: &Status) -> BTreeSet<Warning> {
         warning("WayNotGuarded", "JudgingBeforeTranslation", note)
     });
     let heard = status.warnings().into_iter().map(|heard| warning(heard.reason, "Reporting", heard.message));
-    kernel.chain(crowded).chain(chain).chain(ways).chain(heard).collect()
+    kernel.chain(crowded).chain(unlisted).chain(chain).chain(ways).chain(heard).collect()
 }
 
 /// Whoever may speak.

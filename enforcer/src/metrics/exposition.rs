@@ -161,6 +161,12 @@ fn about_policy(registry: &mut Registry, status: &Status, meters: &Meters) {
         "Namespaces whose policies are not in force here as written, because the rules of all do not fit",
         status.datapath.without_room.len() as u64,
     );
+    gauge(
+        registry,
+        "unlisted_services",
+        "Addresses and ports of Services for which the kernel has no room",
+        status.datapath.unlisted_services as u64,
+    );
     let (entries, capacity) = (Family::<MapLabels, Gauge>::default(), Family::<MapLabels, Gauge>::default());
     for (map, fill) in &status.datapath.maps {
         set(&entries, &MapLabels { map: map.clone() }, fill.entries as u64);

@@ -112,6 +112,8 @@ pub struct Datapath {
     /// Namespaces whose policies are not in force here as they are written, because the rules of all do not fit into the
     /// map, and what is in force of them.
     pub without_room: Crowded,
+    /// Addresses and ports of Services for which there is no room: connections there are judged by the address alone.
+    pub unlisted_services: usize,
     /// Packets by reason since the maps were created.
     pub packets: BTreeMap<String, u64>,
     /// Events that found the ring buffer full; connections that found no entry in their table.

@@ -170,6 +170,7 @@ impl Datapath {
             services: actual.services.len(),
             maps: maps.chain(conns).collect(),
             without_room: node.tables.crowded().clone(),
+            unlisted_services: node.tables.unlisted().len(),
             packets: packets.into_iter().map(|(reason, n)| (reason.name().to_owned(), n)).collect(),
             lost_events: tally.lost_events,
             lost_connections: tally.lost_connections,

@@ -62,6 +62,13 @@ impl Status {
             };
             line("No room", format!("for the rules of namespace {namespace}: its {in_force}"));
         }
+        if self.datapath.unlisted_services > 0 {
+            let what = format!(
+                "for {} addresses and ports of Services: connections there are judged by the address alone",
+                self.datapath.unlisted_services
+            );
+            line("No room", what);
+        }
         for Way { interface, error } in &self.ways {
             let state = if error.is_empty() { "judged" } else { error };
             line("To other nodes", format!("{interface}: {state}"));

@@ -2,9 +2,12 @@
 
 use std::collections::BTreeMap;
 
-use bulkhead_ebpf::abi::RULE_BITS_PORT;
+use bulkhead_ebpf::abi::{IDENTITY_TUNNEL, RULE_BITS_PORT};
 
-use super::{DB, Model, Tables, WEB, cluster, locals};
+use super::{
+    DB, Model, Tables, WEB, cluster, locals,
+    services::{serve, stand_behind},
+};
 use crate::{
     cluster::{
         Index,
@@ -13,7 +16,7 @@ use crate::{
             Selector,
         },
     },
-    datapath::{DatapathError, Local, Sizes, Written, crowd::InForce},
+    datapath::{DatapathError, Local, ServiceAddress, Sizes, Written, crowd::InForce},
     policy::{Compiler, Settings},
 };
 
@@ -260,4 +263,64 @@ fn what_is_gone_goes_though_what_comes_finds_no_room() {
     // The first plan still leads from a scope that had no room.
     small.update().or_else(|_| small.update()).expect("it fits again");
     assert!(small.tables.actual().peers.contains_key(&reused));
+}
+
+/// Frontends of Services 1 and up at port 80, and whether the kernel knows them.
+fn listed(small: &mut Small, numbers: &[u8]) -> Vec<bool> {
+    let image = &small.tables.kernel().now;
+    let at = |number: &u8| ServiceAddress { address: [10, 96, 0, *number].into(), port: 80, protocol: 6 };
+    numbers.iter().map(|number| image.services.contains_key(&at(number))).collect()
+}
+
+#[test]
+fn services_beyond_their_room_keep_nothing_else_out_and_come_in_when_there_is_some() {
+    let mut small = Small::with(Sizes { services_v4: 4, ..Sizes::UNLIMITED });
+    assert_eq!(listed(&mut small, &[1, 2, 3]), [true; 3]);
+    for number in [4, 5, 6] {
+        stand_behind(&mut small.index, number, &["10.244.1.12"]);
+    }
+    small.index.apply(Object::NetworkPolicy(to_elsewhere("q")));
+    let written = small.update().expect("the policy fits");
+    assert!(written.rules > 0, "{written:?}");
+    assert_eq!(listed(&mut small, &[1, 2, 3, 4, 5, 6]), [true, true, true, true, false, false]);
+    assert_eq!(small.tables.unlisted().len(), 2);
+
+    // What is listed follows its backends although nothing else has room.
+    let behind = |small: &mut Small| {
+        let at = ServiceAddress { address: [10, 96, 0, 1].into(), port: 80, protocol: 6 };
+        small.tables.kernel().now.services[&at]
+    };
+    let before = behind(&mut small);
+    stand_behind(&mut small.index, 1, &["192.0.2.1"]);
+    small.update().expect("it was there");
+    assert_ne!(behind(&mut small), before);
+
+    // An agent that starts knows as much.
+    let kernel = std::mem::take(small.tables.kernel());
+    small.tables = Tables::open(kernel, None).expect("opened");
+    small.compiler = Compiler::new(Settings::default());
+    let everything = small.index.all_touched();
+    let plan = small.tables.plan(&mut small.compiler, &small.index, &everything, &locals()).expect("it fits");
+    small.tables.carry_out(plan).expect("written");
+    assert_eq!(small.tables.unlisted().len(), 2);
+
+    for number in [2, 3] {
+        let key = Key::new("shop", format!("s{number}"));
+        small.index.delete(&ObjectRef { kind: Kind::Service, key });
+    }
+    small.update().expect("there is room now");
+    assert_eq!(listed(&mut small, &[1, 2, 3, 4, 5, 6]), [true, false, false, true, true, true]);
+    assert!(small.tables.unlisted().is_empty());
+}
+
+#[test]
+fn who_leads_to_a_tunnels_port_comes_before_others_for_whom_there_is_no_room() {
+    let mut small = Small::with(Sizes { services_v4: 4, ..Sizes::UNLIMITED });
+    stand_behind(&mut small.index, 4, &["10.244.1.12"]);
+    let tunnel = Settings::default().tunnel_port;
+    serve(&mut small.index, 9, Protocol::Udp, tunnel, &["192.0.2.7"]);
+    small.update().expect("written");
+    let at = ServiceAddress { address: [10, 96, 0, 9].into(), port: 80, protocol: 17 };
+    assert_eq!(small.tables.kernel().now.services.get(&at), Some(&IDENTITY_TUNNEL));
+    assert_eq!(listed(&mut small, &[4]), [false]);
 }

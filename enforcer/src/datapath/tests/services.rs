@@ -10,8 +10,13 @@ use crate::{
 
 /// Service number `number`, port 80, backends at port 5432.
 pub fn stand_behind(index: &mut Index, number: u8, backends: &[&str]) {
+    serve(index, number, Protocol::Tcp, 5432, backends);
+}
+
+/// The Service's own port is 80.
+pub fn serve(index: &mut Index, number: u8, protocol: Protocol, backends_port: u16, backends: &[&str]) {
     let key = Key::new("shop", format!("s{number}"));
-    let port = ServicePort { name: String::new(), protocol: Protocol::Tcp, port: 80, node_port: None };
+    let port = ServicePort { name: String::new(), protocol, port: 80, node_port: None };
     let address = IpAddr::from([10, 96, 0, number]);
     index.apply(Object::Service(Service {
         key: key.clone(),
@@ -23,7 +28,7 @@ pub fn stand_behind(index: &mut Index, number: u8, backends: &[&str]) {
         key,
         addresses: backends.iter().map(|a| a.parse().expect("address")).collect(),
         draining: BTreeSet::new(),
-        ports: [SlicePort { name: String::new(), protocol: Protocol::Tcp, port: 5432 }].into(),
+        ports: [SlicePort { name: String::new(), protocol, port: backends_port }].into(),
         defective: false,
     }));
 }

@@ -3,18 +3,14 @@
 use std::{
     collections::{BTreeMap, BTreeSet},
     net::IpAddr,
-    sync::Arc,
 };
 
 use bulkhead_ebpf::abi::Peer;
 use ipnetwork::IpNetwork;
 
-use super::{Changed, Draft, Local};
+use super::{Changed, Draft, Local, services::Services};
 use crate::{
-    datapath::{
-        image::{Op, ServiceAddress},
-        views,
-    },
+    datapath::{image::Op, views},
     policy::model::{Compiled, Identity, PeerInfo},
 };
 
@@ -29,22 +25,16 @@ impl Draft<'_> {
         let here = Interfaces::of(locals);
         let mut peers: BTreeSet<IpAddr>;
         let prefixes: Vec<IpNetwork>;
-        let mut services: BTreeMap<ServiceAddress, Option<&Arc<Identity>>>;
         match changed {
             Changed::Only(delta) => {
                 peers = delta.peers.iter().copied().collect();
                 prefixes = delta.prefixes.iter().copied().collect();
-                let class = |frontend| compiled.services.get(frontend);
-                services = delta.services.iter().map(|frontend| (frontend.into(), class(frontend))).collect();
             }
             Changed::Everything => {
                 peers = compiled.peers.keys().chain(self.ledger.peers.keys()).copied().collect();
                 let gone =
                     self.ledger.prefixes.keys().filter(|prefix| !compiled.prefixes.contains_key(prefix));
                 prefixes = compiled.prefixes.keys().chain(gone).copied().collect();
-                services = self.ledger.services.keys().map(|service| (*service, None)).collect();
-                services
-                    .extend(compiled.services.iter().map(|(frontend, class)| (frontend.into(), Some(class))));
             }
         }
         // An interface may have come or gone, or what holds for its address may be its prefix' business.
@@ -57,9 +47,7 @@ impl Draft<'_> {
             (prefix, desired)
         });
         let prefixes = prefixes.collect();
-        let services =
-            services.into_iter().map(|(service, class)| (service, class.map(|class| self.identity(class))));
-        Addresses { peers, prefixes, services: services.collect() }
+        Addresses { peers, prefixes, services: self.services(compiled, changed) }
     }
 
     /// Of the addresses of this node's pods it also says on which interface they are: there the egress of what
@@ -106,17 +94,7 @@ impl Draft<'_> {
                 self.ledger.push(Op::RemovePrefix(prefix));
             }
         }
-        for (service, desired) in addresses.services {
-            match desired {
-                Some(identity) if self.ledger.services.get(&service) != Some(&identity) => {
-                    self.ledger.push(Op::SetService(service, identity));
-                }
-                None if self.ledger.services.get(&service).is_some() => {
-                    self.ledger.push(Op::RemoveService(service));
-                }
-                _ => {} // and a frontend that is gone becomes an address like any other
-            }
-        }
+        self.move_services(addresses.services);
         Moved { any: self.ledger.ops.len() > before, view, settled }
     }
 
@@ -144,7 +122,7 @@ impl Draft<'_> {
 pub(super) struct Addresses {
     peers: Vec<(IpAddr, Option<Peer>)>,
     prefixes: Vec<(IpNetwork, Option<Peer>)>,
-    services: Vec<(ServiceAddress, Option<u32>)>,
+    services: Services,
 }
 
 /// What has become of addresses.

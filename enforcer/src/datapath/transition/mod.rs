@@ -17,6 +17,7 @@
 mod addresses;
 mod endpoints;
 mod rules;
+mod services;
 
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap},
@@ -34,7 +35,7 @@ use super::{
     sizes::Sizes,
 };
 use crate::{
-    cluster::object::Key,
+    cluster::{Frontend, object::Key},
     policy::{
         Delta,
         model::{BlockSet, Compiled, Identity, Scope},
@@ -71,6 +72,8 @@ pub struct Plan {
     pub(super) locals: BTreeMap<u32, Local>,
     /// Nothing is projected onto these any more.
     pub(super) left: Scope,
+    /// Where Services are reached for which there is no room.
+    pub(super) unlisted: BTreeSet<Frontend>,
 }
 
 /// Which rules are in the kernel: of each rule set, those for the identities and block sets below a mark.
@@ -94,8 +97,10 @@ pub(super) struct Held<'a> {
     pub locals: &'a BTreeMap<u32, Local>,
     /// Namespaces for whose rules there is no room: see [`super::crowd`].
     pub crowded: &'a Crowded,
-    /// Rules that the kernel can hold: where there are more, the plan comes to nothing, and no more are sought.
-    pub room: usize,
+    /// Frontends for which there was no room.
+    pub unlisted: &'a BTreeSet<Frontend>,
+    /// What the kernel can hold: where there are more rules, the plan comes to nothing, and no more are sought.
+    pub room: Sizes,
 }
 
 /// A plan in the making.
@@ -106,7 +111,8 @@ pub(super) struct Draft<'a> {
     ledger: Ledger<'a>,
     known: &'a Expanded,
     crowded: &'a Crowded,
-    room: usize,
+    room: Sizes,
+    unlisted: BTreeSet<Frontend>,
     expanded: Expanded,
     /// Numbers of what one step has met, by address of the shared value.
     met: HashMap<usize, u32>,
@@ -121,6 +127,7 @@ impl<'a> Draft<'a> {
             known: held.expanded,
             crowded: held.crowded,
             room: held.room,
+            unlisted: held.unlisted.clone(),
             expanded: Expanded::new(),
             met: HashMap::new(),
         }
@@ -158,6 +165,7 @@ impl<'a> Draft<'a> {
             expanded: self.expanded,
             locals: locals.clone(),
             left,
+            unlisted: self.unlisted,
         }
     }
 

@@ -67,7 +67,7 @@ impl Draft<'_> {
         // Some at a time, because what one rule set admits may be more than there is memory for.
         let portions = identities.len().max(block_sets.len()).div_ceil(PORTION).max(1);
         for portion in 0..portions {
-            if self.ledger.needed.rules > self.room {
+            if self.ledger.needed.rules > self.room.rules {
                 return; // it does not fit: how much does not matter
             }
             let of_identities = identities.iter().skip(portion * PORTION).take(PORTION);

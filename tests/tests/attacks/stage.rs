@@ -225,10 +225,15 @@ impl Wire {
         }
     }
 
+    /// What has arrived since the wire was opened.
+    pub fn frames(&mut self) -> impl Iterator<Item = &[u8]> {
+        self.read();
+        self.seen.iter().map(Vec::as_slice)
+    }
+
     /// Bytes of the largest frame that has arrived: more than a link takes if it is yet to be cut.
     pub fn largest(&mut self) -> usize {
-        self.read();
-        self.seen.iter().map(Vec::len).max().unwrap_or_default()
+        self.frames().map(<[u8]>::len).max().unwrap_or_default()
     }
 
     /// Waits until all of these have arrived.

@@ -25,8 +25,8 @@ pub fn links_are_used(stage: &mut Stage) {
     for key in ["shop/root-1", "shop/near-1"] {
         let pod = stage.lab.pod(key);
         let interfaces = pod.added().result["interfaces"].as_array().unwrap();
-        let host = interfaces.iter().filter_map(|found| found["name"].as_str());
-        let host = host.filter(|name| name.starts_with("veth")).next_back().unwrap();
+        let mut names = interfaces.iter().filter_map(|found| found["name"].as_str());
+        let host = names.find(|name| name.starts_with("veth")).unwrap();
         enlarge(node.netns(), host);
         enlarge(pod.netns(), "eth0");
     }

@@ -287,8 +287,13 @@ fn restart<F: Family, P: Packet, T: Tables + Addresses<F>, H: At>(
     let sender = flow.sender();
     let own = site.hook().own_side(sender);
     let Some(conn) = find(site.tables, flow) else { return true };
-    // Both sides began at once, or a port is in use: the older connection keeps the entry.
-    if flow.protocol == TCP && sender != conn.opener() && !is_closed(conn.state()) {
+    // Both sides began at once, or a port is in use: the older connection keeps the entry. But what this end has not
+    // let in is none, and must not be in the way of what it begins itself.
+    if flow.protocol == TCP
+        && sender != conn.opener()
+        && !is_closed(conn.state())
+        && conn.end(own).generation() != 0
+    {
         return true;
     }
     if flow.protocol == TCP && conn.state() & CONN_ENDED == 0 && conn.counter() == own {

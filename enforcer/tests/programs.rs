@@ -376,5 +376,16 @@ fn what_a_packet_costs() {
         kernel.set_endpoint(Endpoint { policy: PolicyWord::new(scene::RULES_A, 0), ..endpoint(A) });
         println!("v6 {v6}: judged each time {} ns", run(&kernel, Hook::FromPod, &ack));
         kernel.set_endpoint(endpoint(A));
+        // What a flood comes to: all of it as dear as the next.
+        let aw = between(A, Remote, v6);
+        kernel.limit(Limits { entry_cost: 3600 * 1_000_000_000, savings: 0 });
+        assert_eq!(kernel.reason(Hook::FromPod, &aw.udp(9, 10), Way::default()), Reason::Allowed);
+        for (kind, frame) in
+            [("SYN", aw.tcp(1, 80, TCP_SYN)), ("UDP", aw.udp(1, 53)), ("echo request", aw.echo(false, 1))]
+        {
+            assert_eq!(kernel.reason(Hook::FromPod, &frame, Way::default()), Reason::OverBudget);
+            println!("v6 {v6}: {kind} over budget {} ns", run(&kernel, Hook::FromPod, &frame));
+        }
+        kernel.reset();
     }
 }

@@ -53,6 +53,16 @@ impl fmt::Display for Kind {
     }
 }
 
+/// Whom a flood is for, and in whose name.
+#[derive(Clone, Copy, Debug)]
+struct Aim {
+    source: IpAddr,
+    /// The low 16 bits of the source are random.
+    in_many_names: bool,
+    /// One address and port; `None`: addresses that nobody has.
+    to: Option<SocketAddr>,
+}
+
 /// Goes on until it is told to stop, or dropped.
 #[derive(Debug)]
 pub struct Flood {
@@ -65,24 +75,38 @@ impl Flood {
     /// As fast as it goes, from inside the pod, in its own name, to addresses outside the cluster: 198.18.0.0/16 or `2001:db8:18::/112`, which
     /// nobody has.
     pub fn start(pod: &Pod, family: Family, kind: Kind) -> Result<Self> {
-        Self::start_with(pod, family, kind, Duration::ZERO)
+        let aim = Aim { source: pod.ip(family), in_many_names: false, to: None };
+        Self::begin(pod.netns(), aim, kind, Duration::ZERO)
     }
 
     /// As [`Flood::start`], some tens of thousands of packets per second: many times what a budget allows, and something
     /// left for others on a machine with two processors.
     pub fn start_gently(pod: &Pod, family: Family, kind: Kind) -> Result<Self> {
-        Self::start_with(pod, family, kind, Duration::from_millis(2))
+        let aim = Aim { source: pod.ip(family), in_many_names: false, to: None };
+        Self::begin(pod.netns(), aim, kind, GENTLE)
     }
 
-    fn start_with(pod: &Pod, family: Family, kind: Kind, pause: Duration) -> Result<Self> {
+    /// As [`Flood::start_gently`], to one address and port, from random ports.
+    pub fn start_upon(to: SocketAddr, pod: &Pod, kind: Kind) -> Result<Self> {
+        let source = pod.ip(if to.is_ipv4() { Family::V4 } else { Family::V6 });
+        Self::begin(pod.netns(), Aim { source, in_many_names: false, to: Some(to) }, kind, GENTLE)
+    }
+
+    /// As [`Flood::start_upon`], from a host outside the cluster, in the name of the 65,536 addresses to which other floods go.
+    pub fn start_from_afar(to: SocketAddr, host: &Netns, kind: Kind) -> Result<Self> {
+        let source = nobodys(to.is_ipv4());
+        Self::begin(host, Aim { source, in_many_names: true, to: Some(to) }, kind, GENTLE)
+    }
+
+    fn begin(netns: &Netns, aim: Aim, kind: Kind, pause: Duration) -> Result<Self> {
         let stop = Arc::new(AtomicBool::new(false));
         let sent = Arc::new(AtomicU64::new(0));
-        let template = template(pod.ip(family), kind);
+        let template = Template::new(aim, kind);
         let work = {
             let (stop, sent) = (Arc::clone(&stop), Arc::clone(&sent));
-            move || flood(&template, kind, pause, (&stop, &sent))
+            move || flood(&template, pause, (&stop, &sent))
         };
-        let thread = spawn(pod.netns(), work)?;
+        let thread = netns.spawn(work)?;
         Ok(Self { stop, sent, thread: Some(thread) })
     }
 
@@ -109,13 +133,8 @@ impl Drop for Flood {
     }
 }
 
-fn spawn(
-    netns: &Netns,
-    work: impl FnOnce() -> Result<()> + Send + 'static,
-) -> Result<JoinHandle<Result<()>>> {
-    netns.spawn(work)
-}
-
+/// Between two batches.
+const GENTLE: Duration = Duration::from_millis(2);
 /// Packets handed over by one system call.
 const BATCH: usize = 64;
 
@@ -123,43 +142,50 @@ const BATCH: usize = 64;
 struct Template {
     bytes: Vec<u8>,
     to: SockaddrStorage,
-    /// Low half of the destination's address in the packet, and in the socket address.
-    address: usize,
-    /// Source and destination port, or the echo's identifier and number, or a datagram's.
-    places: [usize; 2],
+    /// Of the destination's address in the packet, and as many in the socket address.
+    destination: Option<usize>,
+    /// Ports, an echo's identifier and number, a datagram's number, the source's address.
+    places: Vec<usize>,
 }
 
-fn template(source: IpAddr, kind: Kind) -> Template {
-    let destination: IpAddr = if source.is_ipv4() {
-        IpAddr::from([198, 18, 0, 0])
-    } else {
-        IpAddr::from([0x2001, 0xdb8, 0x18, 0, 0, 0, 0, 0])
-    };
-    let [from, to] = [source, destination].map(|ip| SocketAddr::new(ip, 7));
-    let packet = match kind {
-        Kind::Syn => Packet::tcp(from, to, SYN, &[]),
-        Kind::Udp => Packet::udp(from, to, &[7; 8]),
-        Kind::Icmp => Packet::echo_request(source, destination, 1),
-        Kind::Fragments => Packet::udp(from, to, &[7; 56]).fragments(1, 32).swap_remove(0),
-    };
-    let header = if source.is_ipv4() { 20 } else { 40 };
-    let places = match (kind, source) {
-        (Kind::Syn | Kind::Udp, _) => [header, header + 2],
-        (Kind::Fragments, IpAddr::V4(_)) => [4, 4],
-        (Kind::Icmp, _) | (Kind::Fragments, IpAddr::V6(_)) => [header + 4, header + 6],
-    };
-    let to = SockaddrStorage::from(SocketAddr::new(destination, 0));
-    Template { bytes: packet.bytes(), to, address: header - 2, places }
+/// The first of many addresses that nobody has.
+fn nobodys(v4: bool) -> IpAddr {
+    if v4 { [198, 18, 0, 0].into() } else { [0x2001, 0xdb8, 0x18, 0, 0, 0, 0, 0].into() }
 }
 
-/// Checksums of the payload are left wrong: nobody is there to read them.
-fn flood(
-    template: &Template,
-    kind: Kind,
-    pause: Duration,
-    (stop, sent): (&AtomicBool, &AtomicU64),
-) -> Result<()> {
-    let family = if template.address == 18 { AddressFamily::Inet } else { AddressFamily::Inet6 };
+impl Template {
+    fn new(Aim { source, in_many_names, to }: Aim, kind: Kind) -> Self {
+        let v4 = source.is_ipv4();
+        let (from, to) = (SocketAddr::new(source, 7), to.ok_or_else(|| SocketAddr::new(nobodys(v4), 7)));
+        let (Ok(at) | Err(at)) = to;
+        let packet = match kind {
+            Kind::Syn => Packet::tcp(from, at, SYN, &[]),
+            Kind::Udp => Packet::udp(from, at, &[7; 8]),
+            Kind::Icmp => Packet::echo_request(source, at.ip(), 1),
+            Kind::Fragments => Packet::udp(from, at, &[7; 56]).fragments(1, 32).swap_remove(0),
+        };
+        let header = if v4 { 20 } else { 40 };
+        let mut places = match kind {
+            Kind::Syn | Kind::Udp if to.is_ok() => vec![header],
+            Kind::Syn | Kind::Udp => vec![header, header + 2],
+            Kind::Fragments if v4 => vec![4],
+            Kind::Icmp | Kind::Fragments => vec![header + 4, header + 6],
+        };
+        if in_many_names {
+            places.push(if v4 { 14 } else { 22 });
+        }
+        let destination = (to.is_err() && kind != Kind::Fragments).then_some(header - 2);
+        let mut bytes = packet.bytes();
+        if v4 && kind == Kind::Udp {
+            bytes[header + 6..header + 8].fill(0); // has no checksum, so that somebody may read it
+        }
+        Self { bytes, to: SockaddrStorage::from(SocketAddr::new(at.ip(), 0)), destination, places }
+    }
+}
+
+/// Checksums of the payload are left wrong.
+fn flood(template: &Template, pause: Duration, (stop, sent): (&AtomicBool, &AtomicU64)) -> Result<()> {
+    let family = template.to.family().context("an address has a family")?;
     // IPPROTO_RAW: the header is ours, in both families.
     let socket = socket(family, SockType::Raw, SockFlag::SOCK_CLOEXEC, SockProtocol::Raw)?;
     let mut packets = vec![template.bytes.clone(); BATCH];
@@ -174,9 +200,9 @@ fn flood(
             for (place, value) in template.places.iter().zip(noise.chunks(2)) {
                 packet[*place..place + 2].copy_from_slice(value);
             }
-            if kind != Kind::Fragments {
-                packet[template.address..template.address + 2].copy_from_slice(&noise[4..6]);
-                address[low..low + 2].copy_from_slice(&noise[4..6]);
+            if let Some(place) = template.destination {
+                packet[place..place + 2].copy_from_slice(&noise[6..]);
+                address[low..low + 2].copy_from_slice(&noise[6..]);
             }
         }
         let mut parts: Vec<_> = packets

@@ -9,8 +9,8 @@ use bulkhead_ebpf::{
 };
 
 use super::{
-    A, B, Block, Case, Host, Moving, Node, OpenTenant, RULES_A, RULES_A_AGAIN, RULES_NONE, RULES_OPEN,
-    Remote, Step,
+    A, B, Block, Case, Host, Moving, Node, OpenTenant, RULES_A, RULES_A_AGAIN, RULES_EGRESS, RULES_NONE,
+    RULES_OPEN, Remote, Step,
     Step::{Adopted, Gone, Packet, Policy},
     TUNNEL, Tenant, Unknown, World, between,
     budgets::budgets,
@@ -178,6 +178,23 @@ pub fn cases(v6: bool) -> Vec<Case> {
             Packet(A, FromPod, ar.tcp(8080, 2000, SYN), R::Allowed),
             Packet(A, ToPod, ra.tcp(2000, 8080, SYN), R::Allowed),
             Packet(A, ToPod, ra.tcp(2000, 8080, SYN_ACK), R::Tracked),
+        ],
+    );
+    case(
+        "a SYN that the other end has not let in is not in the way of one of its own",
+        vec![
+            Policy(A, RULES_OPEN, 1),
+            Policy(B, RULES_EGRESS, 1),
+            Packet(A, FromPod, ab.tcp(7, 8, SYN), R::Allowed),
+            Packet(B, ToPod, ab.tcp(7, 8, SYN), R::PolicyDenied),
+            Packet(B, FromPod, to(B, A).tcp(8, 7, SYN), R::Allowed),
+            Packet(A, ToPod, to(B, A).tcp(8, 7, SYN), R::Allowed),
+            Packet(A, FromPod, ab.tcp(7, 8, SYN_ACK), R::Tracked),
+            Packet(B, ToPod, ab.tcp(7, 8, SYN_ACK), R::Tracked),
+            // That one is as closed as before.
+            Packet(A, FromPod, ab.tcp(7, 8, SYN), R::Allowed),
+            Packet(B, ToPod, ab.tcp(7, 8, SYN), R::PolicyDenied),
+            Packet(B, ToPod, ab.tcp(7, 8, ACK), R::Tracked),
         ],
     );
     case(

@@ -183,6 +183,8 @@ pub const RULES_OPEN: u32 = 5;
 pub const RULES_HOST: u32 = 6;
 /// Everybody may come in, and nothing may be begun.
 pub const RULES_INGRESS: u32 = 7;
+/// Anything may be begun, and nobody may come in.
+pub const RULES_EGRESS: u32 = 8;
 
 pub fn rules() -> Vec<(u32, RuleKey, u32)> {
     let key = |rule_set, peer, direction, protocol, port: u16| RuleKey {
@@ -200,6 +202,7 @@ pub fn rules() -> Vec<(u32, RuleKey, u32)> {
         (RULE_BITS_ALL, key(RULES_OPEN, PEER_ANY, EGRESS, 0, 0), 32),
         (RULE_BITS_ALL, key(RULES_OPEN, 502, EGRESS | DOOR, 0, 0), 33),
         (RULE_BITS_ALL, key(RULES_INGRESS, PEER_ANY, INGRESS, 0, 0), 33),
+        (RULE_BITS_ALL, key(RULES_EGRESS, PEER_ANY, EGRESS, 0, 0), 34),
     ];
     for set in [RULES_A, RULES_A_AGAIN] {
         rules.extend([

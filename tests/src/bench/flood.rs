@@ -1,4 +1,5 @@
-//! What a neighbour has of the network while one pod floods it: flannel alone against flannel with bulkhead, in turn.
+//! What a neighbour has of the network while one pod floods it: flannel alone against flannel with bulkhead, in turn,
+//! and beside it flannel alone against another flannel alone, which says how much of a difference is chance.
 //!
 //! Checked, not timed: no connection of the neighbour that was left alone is lost.
 
@@ -19,6 +20,7 @@ use nix::unistd::{SysconfVar, sysconf};
 use serde_json::Value;
 
 use super::{
+    IpVersion,
     cpu::Cpus,
     report,
     work::{Sample, Work},
@@ -41,6 +43,9 @@ pub struct Options {
     /// Kinds of flood; may be repeated. Default: all
     #[arg(long, value_enum)]
     kind: Vec<Kind>,
+    /// Address family, of the flood and of the neighbour's connections
+    #[arg(long, value_enum, default_value_t = IpVersion::V4)]
+    family: IpVersion,
     /// The flooding pod may send nothing by policy
     #[arg(long)]
     denied: bool,
@@ -58,6 +63,7 @@ const ECHO: u16 = 80;
 
 struct Cluster {
     name: &'static str,
+    family: Family,
     lab: Lab,
     flooder: Arc<Pod>,
     neighbour: Arc<Pod>,
@@ -76,14 +82,16 @@ pub fn run(options: &Options) -> Result<()> {
     require_root()?;
     let cpus = Cpus::choose(None)?;
     println!("{}; the flood and the agent have the others", report::machine(&cpus)?);
+    let family = options.family.into();
     let clusters = cpus.off_bench(|| {
-        let flat = Cluster::raise("flat", Plan::flat(), options.denied)?;
+        let flat = |name| Cluster::raise(name, Plan::flat(), family, options.denied);
+        let (flat, again) = (flat("flat")?, flat("flat again")?);
         let arguments = options.new_connections.map(|n| vec!["--new-connections".to_owned(), n.to_string()]);
         let agent = AgentOptions { arguments: arguments.unwrap_or_default(), ..AgentOptions::default() };
-        let guarded = Cluster::raise("bulkhead", Plan::bulkhead().agent(agent), options.denied)?;
-        Ok([flat, guarded])
+        let guarded = Cluster::raise("bulkhead", Plan::bulkhead().agent(agent), family, options.denied)?;
+        Ok([flat, again, guarded])
     })?;
-    let [_, guarded] = &clusters;
+    let [.., guarded] = &clusters;
     let time = Duration::from_secs(options.seconds);
     let kinds = if options.kind.is_empty() { Kind::ALL.to_vec() } else { options.kind.clone() };
     println!("\n== without a flood");
@@ -105,28 +113,36 @@ pub fn run(options: &Options) -> Result<()> {
 
 /// By cluster, then by round.
 fn measure(
-    clusters: &[Cluster; 2],
+    clusters: &[Cluster; 3],
     kind: Option<Kind>,
     cpus: &Cpus,
     rounds: u32,
     time: Duration,
-) -> Result<[Vec<Round>; 2]> {
-    let mut figures = [Vec::new(), Vec::new()];
-    for round in 0..rounds {
-        for turn in 0..2 {
-            let which = if round % 2 == 0 { turn } else { 1 - turn };
+) -> Result<[Vec<Round>; 3]> {
+    let mut figures = [const { Vec::new() }; 3];
+    for round in 0..rounds as usize {
+        for turn in 0..clusters.len() {
+            let which = (round + turn) % clusters.len();
             figures[which].push(clusters[which].round(kind, cpus, time)?);
         }
     }
     Ok(figures)
 }
 
-fn print([flat, guarded]: &[Vec<Round>; 2]) {
+/// Ratios are of one round each, to the first cluster: the median, and the extremes in brackets.
+fn print([flat, again, guarded]: &[Vec<Round>; 3]) {
     let line = |what: &str, of: fn(&Round) -> f64| {
         let rate = |rounds: &[Round]| report::median(rounds.iter().map(of));
-        let ratios = flat.iter().zip(guarded).map(|(flat, guarded)| of(guarded) / of(flat));
-        let (flat, guarded, ratio) = (rate(flat), rate(guarded), report::median(ratios));
-        println!("{what:<22} flat {flat:>9.0}/s   bulkhead {guarded:>9.0}/s   ratio {ratio:.3}");
+        let ratio = |rounds: &[Round]| {
+            let ratios: Vec<_> = flat.iter().zip(rounds).map(|(flat, other)| of(other) / of(flat)).collect();
+            report::spread(&ratios)
+        };
+        let (ratios, flat, guarded) =
+            ([again, guarded].map(|rounds| ratio(rounds)), rate(flat), rate(guarded));
+        let [again, ratio] = ratios;
+        println!(
+            "{what:<22} flat {flat:>9.0}/s   bulkhead {guarded:>9.0}/s   ratio {ratio}   flat again {again}"
+        );
     };
     line("request/response", |round| round.echo.per_second);
     line("connect + close", |round| round.connect.per_second);
@@ -136,7 +152,7 @@ fn print([flat, guarded]: &[Vec<Round>; 2]) {
 }
 
 impl Cluster {
-    fn raise(name: &'static str, plan: Plan, denied: bool) -> Result<Self> {
+    fn raise(name: &'static str, plan: Plan, family: Family, denied: bool) -> Result<Self> {
         let lab = plan.nodes(1).raise()?;
         lab.namespace("flood", &[])?;
         let pod = |name: &str| {
@@ -153,9 +169,11 @@ impl Cluster {
             lab.policy("flood/jail", "flooder", "policyTypes: [Egress]")?;
         }
         // Where nobody is, packets end as soon as the pod's own node has judged them: more of them fit into a second.
-        lab.node(1).netns().ip("route add blackhole 198.18.0.0/16")?;
+        lab.node(1)
+            .netns()
+            .ip("route add blackhole 198.18.0.0/16\nroute add blackhole 2001:db8:18::/112\n")?;
         lab.settle()?;
-        let to = SocketAddr::new(peer.ip(Family::V4), ECHO);
+        let to = SocketAddr::new(peer.ip(family), ECHO);
         let quiet = {
             let _inside = neighbour.netns().enter()?;
             let begin = |_| {
@@ -166,17 +184,17 @@ impl Cluster {
             };
             (0..QUIET).map(begin).collect::<Result<_>>()?
         };
-        Ok(Self { name, lab, flooder, neighbour, peer, quiet })
+        Ok(Self { name, family, lab, flooder, neighbour, peer, quiet })
     }
 
     fn round(&self, kind: Option<Kind>, cpus: &Cpus, time: Duration) -> Result<Round> {
-        let start = |kind| cpus.off_bench(|| Flood::start(&self.flooder, Family::V4, kind));
+        let start = |kind| cpus.off_bench(|| Flood::start(&self.flooder, self.family, kind));
         let flood = kind.map(start).transpose()?;
         thread::sleep(WARM_UP);
         let (begun, sent) = (Instant::now(), flood.as_ref().map_or(0, Flood::sent));
         let work = |work: Work| {
             let (client, server) = (self.neighbour.netns(), self.peer.netns());
-            cpus.on_bench(|| work.measure(client, server, self.peer.ip(Family::V4), time))
+            cpus.on_bench(|| work.measure(client, server, self.peer.ip(self.family), time))
         };
         let (echo, connect) = (work(Work::TcpEcho)?, work(Work::TcpConnect)?);
         let sent = flood.as_ref().map_or(0, Flood::sent) - sent;
@@ -232,6 +250,11 @@ impl Agent {
         }
         for name in ["decoded", "lostInExport"] {
             counts.insert(format!("flow {name}"), status["flows"][name].as_u64().unwrap_or_default());
+        }
+        // Above its own budget the neighbour is held back too, and the figures say nothing of the flood.
+        for endpoint in status["endpoints"].as_array().into_iter().flatten() {
+            let pod = endpoint["pod"].as_str().unwrap_or_default();
+            counts.insert(format!("refused {pod}"), endpoint["refused"].as_u64().unwrap_or_default());
         }
         for (map, fill) in datapath["maps"].as_object().into_iter().flatten() {
             if map.starts_with("CONNS") {

@@ -85,9 +85,15 @@ impl Options {
     }
 
     fn family(&self) -> Family {
-        match self.family {
-            IpVersion::V4 => Family::V4,
-            IpVersion::V6 => Family::V6,
+        self.family.into()
+    }
+}
+
+impl From<IpVersion> for Family {
+    fn from(version: IpVersion) -> Self {
+        match version {
+            IpVersion::V4 => Self::V4,
+            IpVersion::V6 => Self::V6,
         }
     }
 }

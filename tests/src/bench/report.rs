@@ -101,7 +101,8 @@ fn table<T: Display>(header: impl IntoIterator<Item = T>) -> Table {
     table
 }
 
-fn spread(ratios: &[f64]) -> String {
+/// The median, and the extremes in brackets.
+pub(super) fn spread(ratios: &[f64]) -> String {
     let (low, high) = extremes(ratios);
     format!("{:.3} ({low:.2}-{high:.2})", median(ratios.iter().copied()))
 }

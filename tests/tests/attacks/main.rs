@@ -4,6 +4,7 @@
 
 mod discovery;
 mod frame;
+mod large;
 mod lawful;
 mod link;
 mod network;

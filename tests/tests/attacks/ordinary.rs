@@ -12,7 +12,7 @@ use lab::{Family, Outcome, Plan, Pod, Transport, probe::attempt, raw::Packet, sn
 
 use crate::{
     frame::with_options,
-    lawful,
+    large,
     stage::{ARRIVES_WITHIN, Stage, Way},
 };
 
@@ -55,7 +55,7 @@ fn what_pods_ordinarily_do_works() {
     for mut stream in idle {
         echoes(&mut stream, b"after a while");
     }
-    larger_links_are_used(&mut stage);
+    large::links_are_used(&mut stage);
     a_link_that_was_down_comes_back(&stage);
     let packets = stage.packets();
     let moved: Vec<_> = NEVER.iter().filter(|reason| packets[**reason] > 0).collect();
@@ -144,36 +144,6 @@ fn groups_are_joined(pod: &Pod) {
     thread::sleep(Duration::from_millis(50)); // the reports wait for a random moment, and are repeated
     v4.leave_multicast_v4(&Ipv4Addr::new(239, 1, 2, 3), &own).unwrap();
     v6.leave_multicast_v6(&"ff05::1:3".parse::<Ipv6Addr>().unwrap(), index).unwrap();
-}
-
-/// Jumbo frames, and segments of more than 64 KiB that are yet to be cut ("BIG TCP").
-fn larger_links_are_used(stage: &mut Stage) {
-    const LARGER: &str = "mtu 9000 gso_max_size 190000 gro_max_size 190000";
-    let node = stage.lab.node(1);
-    let ports: Vec<_> = ["shop/root-1", "shop/near-1"]
-        .iter()
-        .map(|key| {
-            let pod = stage.lab.pod(key);
-            let result = &pod.added().result;
-            let interfaces = result["interfaces"].as_array().unwrap().clone();
-            let host = interfaces.iter().find(|found| found["name"].as_str().unwrap().starts_with("veth"));
-            host.unwrap()["name"].as_str().unwrap().to_owned()
-        })
-        .collect();
-    for port in ports.iter().map(String::as_str).chain(["cni0"]) {
-        node.netns().ip(&format!("link set dev {port} {LARGER}\n")).unwrap();
-    }
-    for key in ["shop/root-1", "shop/near-1"] {
-        stage.lab.pod(key).netns().ip(&format!("link set dev eth0 {LARGER}\n")).unwrap();
-    }
-    for way in stage.ways.clone().iter().filter(|way| way.near) {
-        lawful::stream(&stage.root, way.to.at(80));
-        // In one frame.
-        lawful::datagram(&stage.root, way.me.at(0), way.to.at(53));
-    }
-    let largest = stage.at_victims[0].largest();
-    println!("the largest frame that has arrived has {largest} bytes");
-    assert!(largest > 0xffff, "{largest}");
 }
 
 /// Its addresses are gone and given again: the kernel asks whether anybody has them, and tells of itself.

@@ -9,6 +9,7 @@ use std::{
     time::{Duration, Instant},
 };
 
+use bulkhead::flow::clock::Timestamp;
 use lab::{
     Family, Lab, Plan, Pod, PodSpec, Transport,
     netns::Netns,
@@ -25,6 +26,7 @@ use nix::{
         socket, sockopt,
     },
 };
+use serde_json::Value;
 
 use crate::frame::{Mac, ethernet, is_same, kind};
 
@@ -106,6 +108,17 @@ impl Attempt {
         self.seen = !lost;
         self
     }
+}
+
+/// A record of the log with the time of its packet.
+#[derive(Clone, Debug)]
+pub struct Told {
+    /// `namespace/name`
+    pub pod: String,
+    pub reason: String,
+    pub time: Timestamp,
+    /// Packets that it stands for.
+    pub packets: u64,
 }
 
 /// Somebody with whom frames are exchanged, or in whose name.
@@ -212,10 +225,15 @@ impl Wire {
         }
     }
 
+    /// What has arrived since the wire was opened.
+    pub fn frames(&mut self) -> impl Iterator<Item = &[u8]> {
+        self.read();
+        self.seen.iter().map(Vec::as_slice)
+    }
+
     /// Bytes of the largest frame that has arrived: more than a link takes if it is yet to be cut.
     pub fn largest(&mut self) -> usize {
-        self.read();
-        self.seen.iter().map(Vec::len).max().unwrap_or_default()
+        self.frames().map(<[u8]>::len).max().unwrap_or_default()
     }
 
     /// Waits until all of these have arrived.
@@ -228,22 +246,45 @@ impl Wire {
     }
 }
 
+/// A pod in which somebody is root, and its ways to the victims.
+pub struct Hand {
+    pub pod: Arc<Pod>,
+    wire: Wire,
+    pub ways: Vec<Way>,
+}
+
+impl Hand {
+    /// From the pod's raw socket.
+    pub fn send(&self, frames: &[Vec<u8>]) {
+        for frame in frames {
+            self.wire.send(frame);
+        }
+    }
+}
+
 pub struct Stage {
     pub lab: Lab,
+    /// The first hand's.
     pub root: Arc<Pod>,
-    wire: Wire,
+    pub ways: Vec<Way>,
+    pub hands: Vec<Hand>,
     /// Near and far.
     pub at_victims: [Wire; 2],
     pub at_node: Wire,
-    pub ways: Vec<Way>,
 }
 
 impl Stage {
     pub fn raise(plan: Plan) -> Self {
+        Self::with_hands(plan, 1)
+    }
+
+    pub fn with_hands(plan: Plan, hands: usize) -> Self {
         // What is only bridged is looked at by nobody else.
         let lab = plan.bridge_nf(false).raise().unwrap();
         lab.namespace("shop", &[]).unwrap();
-        let pods = [ROOT, VICTIMS[0], VICTIMS[1], NEIGHBOUR];
+        let roots = std::iter::once(ROOT.to_owned()).chain((2..=hands).map(|n| format!("shop/root-{n}-1")));
+        let roots: Vec<_> = roots.collect();
+        let pods = roots.iter().map(String::as_str).chain([VICTIMS[0], VICTIMS[1], NEIGHBOUR]);
         lab.start_pods(pods.map(|key| {
             let node = if key.ends_with('1') { 1 } else { 2 };
             PodSpec::new(key).on(node).serve(Transport::Tcp, 80).serve(Transport::Udp, 53)
@@ -257,16 +298,13 @@ impl Stage {
         ))
         .unwrap();
         lab.settle().unwrap();
-        let root = lab.pod(ROOT);
         let victims = VICTIMS.map(|victim| lab.pod(victim));
-        let wire = Wire::open(root.netns());
         let at_victims = victims.each_ref().map(|victim| Wire::open(victim.netns()));
         let at_node = Wire::open(lab.node(2).netns());
         let neighbour = Wire::open(lab.pod(NEIGHBOUR).netns()).mac();
-        let gateway = mac_of(&root, "cni0");
-        let ways = [true, false].into_iter().flat_map(|near| FAMILIES.map(|family| (near, family)));
-        let way = |(near, family): (bool, Family)| {
+        let way = |(pod, wire): (&Pod, &Wire), near: bool, family: Family| {
             let victim = &victims[usize::from(!near)];
+            let gateway = mac_of(pod, "cni0");
             let hop = if near { at_victims[0].mac() } else { gateway };
             let (number, service, world): (u8, &str, IpAddr) = match family {
                 Family::V4 => (4, SERVICE_V4, WORLD_V4.into()),
@@ -276,7 +314,7 @@ impl Stage {
             Way {
                 family,
                 near,
-                me: Party { mac: wire.mac(), ip: root.ip(family) },
+                me: Party { mac: wire.mac(), ip: pod.ip(family) },
                 to: Party { mac: hop, ip: victim.ip(family) },
                 gateway: Party { mac: gateway, ip: lab.node(1).gateway(family) },
                 neighbour: Party { mac: neighbour, ip: lab.pod(NEIGHBOUR).ip(family) },
@@ -286,8 +324,15 @@ impl Stage {
                 world,
             }
         };
-        let ways = ways.map(way).collect();
-        let mut stage = Self { lab, root, wire, at_victims, at_node, ways };
+        let hand = |key: &String| {
+            let pod = lab.pod(key);
+            let wire = Wire::open(pod.netns());
+            let on = |near| FAMILIES.map(|family| way((&pod, &wire), near, family));
+            Hand { ways: [on(true), on(false)].concat(), pod, wire }
+        };
+        let hands: Vec<_> = roots.iter().map(hand).collect();
+        let (root, ways) = (Arc::clone(&hands[0].pod), hands[0].ways.clone());
+        let mut stage = Self { lab, root, ways, hands, at_victims, at_node };
         stage.sees_through(OWN_PORT); // and every neighbour is resolved
         for way in &stage.ways {
             let hello = Packet::udp(way.neighbour.at(NEIGHBOURS_PORT), way.to.at(53), HELLO);
@@ -296,20 +341,21 @@ impl Stage {
         stage
     }
 
-    /// From the pod's raw socket.
+    /// From the first pod's raw socket.
     pub fn send(&self, frames: &[Vec<u8>]) {
-        for frame in frames {
-            self.wire.send(frame);
-        }
+        self.hands[0].send(frames);
     }
 
-    /// Sends a lawful datagram from this port on each way and sees it arrive: whatever was sent before is through.
+    /// Each pod sends a lawful datagram from this port on each way and it is seen to arrive: whatever was sent before is
+    /// through.
     pub fn sees_through(&mut self, port: u16) {
-        for way in &self.ways {
-            let frame = way.send(&Packet::udp(way.me.at(port), way.to.at(53), HELLO));
-            let victim = &mut self.at_victims[usize::from(!way.near)];
-            self.wire.send(&frame);
-            victim.await_all(&[frame], &format!("the last of all, {way:?}"));
+        for hand in &self.hands {
+            for way in &hand.ways {
+                let frame = way.send(&Packet::udp(way.me.at(port), way.to.at(53), HELLO));
+                let victim = &mut self.at_victims[usize::from(!way.near)];
+                hand.wire.send(&frame);
+                victim.await_all(&[frame], &format!("the last of all, {way:?}"));
+            }
         }
         thread::sleep(Duration::from_millis(50)); // what another processor still holds
     }
@@ -321,22 +367,24 @@ impl Stage {
         counters.iter().map(|(reason, count)| (reason.clone(), count.as_u64().unwrap())).collect()
     }
 
-    /// Packets that the flow log of the pod's node says the pod has lost, by reason.
-    pub fn logged(&self) -> BTreeMap<String, u64> {
-        let mut logged = BTreeMap::new();
-        for record in self.lab.agent(1).flow_log().unwrap() {
+    /// What the flow log of the pods' node says that they have lost.
+    pub fn logged(&self) -> Vec<Told> {
+        let read = |record: Value| {
             let (flow, ours) = (&record["flow"], &record["flow"]["extensions"]["value"]);
-            let source = format!(
-                "{}/{}",
-                flow["source"]["namespace"].as_str().unwrap_or_default(),
-                flow["source"]["pod_name"].as_str().unwrap_or_default()
-            );
-            if flow["verdict"] == "DROPPED" && source == ROOT {
-                let reason = ours["reason"].as_str().unwrap().to_owned();
-                *logged.entry(reason).or_default() += ours["aggregated"].as_u64().unwrap();
-            }
-        }
-        logged
+            let source = &flow["source"];
+            let told = || Told {
+                pod: format!(
+                    "{}/{}",
+                    source["namespace"].as_str().unwrap_or_default(),
+                    source["pod_name"].as_str().unwrap_or_default()
+                ),
+                reason: ours["reason"].as_str().unwrap().to_owned(),
+                time: Timestamp::parse(flow["time"].as_str().unwrap()).unwrap(),
+                packets: ours["aggregated"].as_u64().unwrap(),
+            };
+            (flow["verdict"] == "DROPPED").then(told)
+        };
+        self.lab.agent(1).flow_log().unwrap().into_iter().filter_map(read).collect()
     }
 
     /// Waits for the counter to come to as much; all of them as they are then.

@@ -10,5 +10,6 @@ mod icmp;
 mod nodes;
 mod pmtu;
 mod sctp;
+mod simultaneous;
 mod stage;
 mod tcp;

@@ -1,6 +1,6 @@
 //! Floods that policy allows: what a pod begins is bounded, whatever it sends.
 
-use std::{thread, time::Duration};
+use std::thread;
 
 use lab::{
     Family,
@@ -8,12 +8,12 @@ use lab::{
     until,
 };
 
-use crate::stage::{CONNECTIONS, MORE_MEMORY, PATIENCE, Talk, count, look, memory, node, packets, refused};
+use crate::stage::{
+    CONNECTIONS, MORE_MEMORY, PATIENCE, PAUSE, Talk, count, look, memory, node, packets, refused,
+};
 
 /// Begun while a flood goes on.
 const NEW_TALKS: usize = 20;
-/// Between two looks at a flood.
-const PAUSE: Duration = Duration::from_millis(500);
 
 #[test]
 fn a_flood_of_any_kind_costs_a_neighbour_neither_a_conversation_nor_a_new_one() {

@@ -4,4 +4,10 @@
 
 mod allowed;
 mod denied;
+mod held_back;
+mod killed;
+mod outside;
+mod reasons;
+mod services;
+mod several;
 mod stage;

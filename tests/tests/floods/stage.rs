@@ -4,7 +4,7 @@ use std::{
     fs,
     io::{Read, Write},
     net::{SocketAddr, TcpStream},
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use anyhow::Result;
@@ -15,20 +15,26 @@ use serde_json::Value;
 pub const PATIENCE: Duration = Duration::from_mins(2);
 /// Of one connection attempt and one answer: long enough for TCP to try again a few times.
 const ANSWERS_WITHIN: Duration = Duration::from_secs(20);
-/// Entries of each connection table, and connections per second of each pod.
+/// Entries of each connection table, and connections per second of each pod unless told otherwise.
 pub const CONNECTIONS: u64 = 32_768;
 const PER_SECOND: u64 = 1500;
 
 /// `shop/web` may speak to `shop/db`, and nobody else may; `shop/flooder` may send what it likes, `shop/jailed` nothing.
 pub fn node() -> Lab {
+    raise(plan(PER_SECOND))
+}
+
+/// One node with small tables, whose pods may begin so many connections per second.
+pub fn plan(per_second: u64) -> Plan {
     let arguments =
-        ["--max-connections", &CONNECTIONS.to_string(), "--new-connections", &PER_SECOND.to_string()];
+        ["--max-connections", &CONNECTIONS.to_string(), "--new-connections", &per_second.to_string()];
     let arguments = arguments.map(str::to_owned).to_vec();
-    let lab = Plan::bulkhead()
-        .nodes(1)
-        .agent(AgentOptions { arguments, ..AgentOptions::default() })
-        .raise()
-        .unwrap();
+    Plan::bulkhead().nodes(1).agent(AgentOptions { arguments, ..AgentOptions::default() })
+}
+
+/// As [`node`].
+pub fn raise(plan: Plan) -> Lab {
+    let lab = plan.raise().unwrap();
     lab.namespace("shop", &[]).unwrap();
     let pod = |name: &str| PodSpec::new(&format!("shop/{name}")).label("app", name).serve(Transport::Tcp, 80);
     lab.start_pods(["flooder", "jailed", "web", "other", "db"].map(pod)).unwrap();
@@ -42,6 +48,14 @@ pub fn node() -> Lab {
     lab.settle().unwrap();
     lab
 }
+
+/// How many connections a pod can have begun since then: two seconds' worth are saved up.
+pub fn begun_within(per_second: u64, since: Instant) -> u64 {
+    per_second * (since.elapsed().as_secs() + 1 + 2) + 1
+}
+
+/// Between two looks at a flood.
+pub const PAUSE: Duration = Duration::from_millis(500);
 
 /// `bulkhead status`, asked again while the machine is too busy to answer.
 pub fn look(lab: &Lab) -> Result<Value> {

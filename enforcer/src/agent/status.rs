@@ -15,7 +15,8 @@ use comfy_table::{ContentArrangement, Table, presets};
 use serde::{Deserialize, Serialize};
 
 use super::{
-    connections::Table as ConnTable, node::Node, overlay::Way, readiness::readiness, settings::Settings,
+    attaching::Purpose, connections::Table as ConnTable, node::Node, overlay::Way, readiness::readiness,
+    settings::Settings,
 };
 use crate::{
     chain::{self, Keeper},
@@ -104,8 +105,10 @@ pub struct Endpoint {
     pub wanted_generation: Option<u32>,
     /// The kernel holds what the policies say.
     pub up_to_date: bool,
-    /// The programs are on the interface.
+    /// The programs are on the interface, as of the last look at it (every two seconds).
     pub attached: bool,
+    /// They are on their way there: the pod's ADD has not been answered.
+    pub starting: bool,
     /// Packets that would have begun a connection, or a datagram in fragments, beyond the pod's budget.
     pub refused: u64,
 }
@@ -426,7 +429,8 @@ impl Endpoint {
             refused: record
                 .and_then(|record| node.tables.kernel_ref().refused(record.mark).ok())
                 .unwrap_or_default(),
-            attached: matches!(node.programs.attached(Role::Pod, &endpoint.sandbox.host_ifname), Ok(true)),
+            attached: node.programs.keeps(Role::Pod, ifindex) && !node.bare.contains(&ifindex),
+            starting: node.attacher.purpose(ifindex) == Some(Purpose::Start),
         }
     }
 

@@ -40,6 +40,8 @@ pub fn pod_network(family: Family) -> IpNetwork {
 #[derive(Debug)]
 pub struct Node {
     number: u8,
+    /// Length of the prefix of its IPv4 pods; at most 24.
+    pod_bits: u8,
     netns: Netns,
     /// Sockets, state, logs, the plugins' data.
     dir: PathBuf,
@@ -47,9 +49,9 @@ pub struct Node {
 
 impl Node {
     /// Namespace, uplink and addresses; the overlay comes with [`Node::join`].
-    pub(crate) fn create(number: u8, lab: &str, dir: &Path, underlay: &Netns) -> Result<Self> {
+    pub(crate) fn create(number: u8, pod_bits: u8, lab: &str, dir: &Path, underlay: &Netns) -> Result<Self> {
         let netns = Netns::create(&format!("{lab}-node{number}"))?;
-        let node = Self { number, netns, dir: dir.join(format!("node-{number}")) };
+        let node = Self { number, pod_bits, netns, dir: dir.join(format!("node-{number}")) };
         fs::create_dir_all(&node.dir)?;
         fs::create_dir(node.cni_configurations())?;
         fs::create_dir(node.cni_plugins())?;
@@ -165,7 +167,8 @@ impl Node {
 
     /// The part of the pod network that lives here. Its first address is flannel's own on this node.
     pub fn pods_v4(&self) -> Ipv4Network {
-        Ipv4Network::new(Ipv4Addr::new(10, 244, self.number, 0), 24).expect("24 is a prefix length")
+        let third = self.number << (24 - self.pod_bits);
+        Ipv4Network::new(Ipv4Addr::new(10, 244, third, 0), self.pod_bits).expect("24 and less are lengths")
     }
 
     pub fn pods_v6(&self) -> Ipv6Network {
@@ -176,7 +179,7 @@ impl Node {
     /// Its address of this family on the bridge: what pods have as gateway.
     pub fn gateway(&self, family: Family) -> IpAddr {
         match family {
-            Family::V4 => self.pods_v4().nth(1).expect("a /24 has it").into(),
+            Family::V4 => self.pods_v4().nth(1).expect("a /24 or more has it").into(),
             Family::V6 => self.pods_v6().iter().nth(1).expect("a /64 has it").into(),
         }
     }

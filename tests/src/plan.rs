@@ -15,6 +15,8 @@ fn asked_for_api_server() -> bool {
 #[derive(Clone, Debug)]
 pub struct Plan {
     pub(crate) nodes: u8,
+    /// Length of the prefix of a node's IPv4 pods.
+    pub(crate) pod_bits: u8,
     pub(crate) agent: Option<AgentOptions>,
     /// Agents wait for [`Lab::install`], and the pods of before are wired by flannel alone.
     pub(crate) later: bool,
@@ -28,6 +30,7 @@ impl Plan {
     pub fn flat() -> Self {
         Self {
             nodes: 2,
+            pod_bits: 24,
             agent: None,
             later: false,
             proxy: None,
@@ -49,6 +52,13 @@ impl Plan {
     #[must_use]
     pub fn nodes(mut self, nodes: u8) -> Self {
         self.nodes = nodes;
+        self
+    }
+
+    /// Room for a thousand pods on each node instead of 250.
+    #[must_use]
+    pub fn wide(mut self) -> Self {
+        self.pod_bits = 22;
         self
     }
 

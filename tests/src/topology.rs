@@ -63,7 +63,7 @@ impl Lab {
             (plan.api_server && plan.agent.is_some()).then(|| api_server(&dir.path, &world)).transpose()?;
         let manifests = Manifests::create(&dir.path.join("manifests"), api.clone())?;
         let nodes = (1..=plan.nodes)
-            .map(|number| Ok(Arc::new(Node::create(number, &dir.name, &dir.path, &world)?)))
+            .map(|number| Ok(Arc::new(Node::create(number, plan.pod_bits, &dir.name, &dir.path, &world)?)))
             .collect::<Result<Vec<_>>>()?;
         for node in &nodes {
             node.join(&nodes)?;

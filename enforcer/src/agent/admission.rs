@@ -5,7 +5,10 @@ use std::time::{Duration, Instant};
 use bulkhead_cni::protocol::{AttachmentId, CniAnswer, Sandbox};
 use tokio::sync::oneshot;
 
-use super::node::{Node, NotAdded};
+use super::{
+    attaching::Begun,
+    node::{Node, NotAdded},
+};
 use crate::source::{kubernetes::Fetched, running::Source};
 
 /// How long an ADD waits for its Pod object. The plugin's own deadline (10 s) is longer, so that the
@@ -24,6 +27,8 @@ struct Add {
     asked: Asked,
     /// What is known may be behind what is: nothing is decided before the source has been asked.
     doubtful: bool,
+    /// Rules are in the kernel; programs are on their way to the interface.
+    begun: Option<Begun>,
     answer: oneshot::Sender<CniAnswer>,
 }
 
@@ -44,12 +49,25 @@ impl Admission {
     ) {
         let doubtful = source.is_behind();
         let since = Instant::now();
-        self.adds.push(Add { attachment, sandbox, since, asked: Asked::No, doubtful, answer });
+        self.adds.push(Add { attachment, sandbox, since, asked: Asked::No, doubtful, begun: None, answer });
     }
 
-    /// DEL: nobody waits any more.
-    pub fn forget(&mut self, attachment: &AttachmentId) {
-        self.adds.retain(|add| add.attachment != *attachment);
+    /// DEL: what was to be added is not any more.
+    pub fn forget(&mut self, attachment: &AttachmentId, node: &Node) {
+        for add in self.adds.extract_if(.., |add| add.attachment == *attachment) {
+            let message = "the runtime has taken the pod away meanwhile".to_owned();
+            add.finish(CniAnswer::TryAgain { message }, node);
+        }
+    }
+
+    /// Programs have been put on the interface, or not: whoever waits for that is answered.
+    pub fn attached(&mut self, node: &mut Node, ifindex: u32, result: &Result<(), String>) {
+        let waits = |add: &mut Add| add.begun.as_ref().is_some_and(|begun| begun.ifindex == ifindex);
+        for mut add in self.adds.extract_if(.., waits).collect::<Vec<_>>() {
+            let begun = add.begun.take().expect("it was there an instant ago");
+            let answer = node.finish_add(&add.attachment, begun, result);
+            add.finish(answer, node);
+        }
     }
 
     pub fn fetched(&mut self, fetched: &Fetched) {
@@ -64,14 +82,7 @@ impl Admission {
     pub fn retry(&mut self, node: &mut Node, source: &Source) {
         for mut add in std::mem::take(&mut self.adds) {
             if let Some(answer) = add.attempt(node, source) {
-                node.meters.add_answered(code(&answer), add.since.elapsed());
-                if add.answer.send(answer).is_err() {
-                    // The plugin gave up, and the runtime will call DEL.
-                    tracing::warn!(
-                        container = add.attachment.container,
-                        "nobody waits for this ADD any more"
-                    );
-                }
+                add.finish(answer, node);
             } else {
                 self.adds.push(add);
             }
@@ -80,13 +91,28 @@ impl Admission {
 }
 
 impl Add {
+    fn finish(self, answer: CniAnswer, node: &Node) {
+        node.meters.add_answered(code(&answer), self.since.elapsed());
+        if self.answer.send(answer).is_err() {
+            // The plugin gave up, and the runtime will call DEL.
+            tracing::warn!(container = self.attachment.container, "nobody waits for this ADD any more");
+        }
+    }
+
     /// `None`: not yet.
     fn attempt(&mut self, node: &mut Node, source: &Source) -> Option<CniAnswer> {
+        if self.begun.is_some() {
+            return None;
+        }
         if self.doubtful && !matches!(self.asked, Asked::Answered(_)) && self.ask(source) {
             return None;
         }
         match node.add(&self.attachment, &self.sandbox) {
-            Ok(()) => Some(CniAnswer::Ok),
+            Ok(None) => Some(CniAnswer::Ok),
+            Ok(begun) => {
+                self.begun = begun;
+                None
+            }
             Err(NotAdded::Answer(answer)) => Some(answer),
             Err(NotAdded::Unknown(message)) => match &self.asked {
                 Asked::Answered(Err(error)) => {

@@ -20,7 +20,10 @@ use std::{
 use bulkhead_cni::protocol::{AttachmentId, Sandbox};
 use nix::net::if_::if_nametoindex;
 
-use super::node::{Node, PACKET_UNDER_WAY, error_chain};
+use super::{
+    attaching::Purpose,
+    node::{Node, PACKET_UNDER_WAY, error_chain},
+};
 use crate::{
     cluster::object::Key,
     datapath::programs::Role,
@@ -63,13 +66,18 @@ pub struct Running {
     returning: BTreeMap<AttachmentId, Sandbox>,
 }
 
-/// Pods whose programs are being put on their interfaces, one at a time: each takes the kernel two grace periods, and
-/// nobody else is to wait for all of them.
+/// On so many interfaces at once. Each takes the kernel a grace period during which nobody else changes the network: more
+/// would only leave pods that start meanwhile a smaller share.
+const AT_ONCE: usize = 4;
+
+/// Pods whose programs are being put on their interfaces.
 #[derive(Debug)]
 struct Adopting {
     pods: Vec<Endpoint>,
     role: Role,
     next: usize,
+    /// Interfaces of the pods before `next` that are not done.
+    under_way: BTreeSet<u32>,
     start: Instant,
     /// `CLOCK_MONOTONIC`, nanoseconds.
     began: u64,
@@ -213,7 +221,9 @@ impl Node {
         if !adopted.is_empty() {
             // What comes to a pod masqueraded is known by the mark that its sender's hook has put on it.
             let role = Role::Sender;
-            self.running.adopting = Some(Adopting { pods: adopted, role, next: 0, start, began });
+            self.running.adopting =
+                Some(Adopting { pods: adopted, role, next: 0, under_way: BTreeSet::new(), start, began });
+            self.go_on_adopting();
         }
         left
     }
@@ -222,22 +232,38 @@ impl Node {
         self.running.adopting.is_some()
     }
 
-    /// The next step of adoption; to be called while [`Node::is_adopting`].
-    pub fn go_on_adopting(&mut self) {
-        let Some(mut work) = self.running.adopting.take() else { return };
-        if let Some(endpoint) = work.pods.get(work.next) {
-            // It may have gone since.
-            if self.endpoints.get(&endpoint.attachment).is_some_and(|known| known.id == endpoint.id) {
-                self.attach_all(work.role, std::slice::from_ref(endpoint));
-            }
-            work.next += 1;
-        } else if work.role == Role::Sender {
-            thread::sleep(PACKET_UNDER_WAY);
-            (work.role, work.next) = (Role::Pod, 0);
-        } else {
-            return self.finish_adopting(&work);
+    /// Programs have been put on the interface, or not.
+    pub(super) fn adoption_attached(&mut self, ifindex: u32) {
+        if let Some(work) = &mut self.running.adopting {
+            work.under_way.remove(&ifindex);
+            self.go_on_adopting();
         }
-        self.running.adopting = Some(work);
+    }
+
+    fn go_on_adopting(&mut self) {
+        let Some(mut work) = self.running.adopting.take() else { return };
+        loop {
+            while work.under_way.len() < AT_ONCE
+                && let Some(endpoint) = work.pods.get(work.next)
+            {
+                work.next += 1;
+                let ifindex = endpoint.sandbox.host_ifindex;
+                // It may have gone since.
+                let is_here = self.endpoints.get(&endpoint.attachment).is_some_and(|e| e.id == endpoint.id);
+                if is_here && self.begin_attaching(work.role, &endpoint.sandbox, Purpose::Adoption).is_ok() {
+                    work.under_way.insert(ifindex);
+                }
+            }
+            if !work.under_way.is_empty() {
+                self.running.adopting = Some(work);
+                return;
+            }
+            if work.role != Role::Sender {
+                return self.finish_adopting(&work);
+            }
+            thread::sleep(PACKET_UNDER_WAY);
+            (work.role, work.next) = (Role::Receiver, 0);
+        }
     }
 
     fn finish_adopting(&mut self, Adopting { pods, start, began, .. }: &Adopting) {

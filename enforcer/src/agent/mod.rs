@@ -3,7 +3,8 @@
 //! ```text
 //! source ──── Update ─▶ ┐
 //! socket ─── Command ─▶ ├ run: Node (index, endpoints, kernel) ─▶ Names ─▶ flow pipeline ─▶ records
-//! clock ──── tick ────▶ ┘    │                                                ▲ ring buffer
+//! kernel ── attached ─▶ │    │                                                ▲ ring buffer
+//! clock ──── tick ────▶ ┘    │
 //!                            └▶ Status, Examination ─▶ handler ─▶ socket, HTTP
 //! ```
 //! Killed at any moment, it leaves programs, maps and links pinned and the node enforcing (fail static);
@@ -11,6 +12,7 @@
 mod admission;
 mod adoption;
 mod arrival;
+mod attaching;
 mod boot;
 pub mod connections;
 pub mod explain;
@@ -21,6 +23,7 @@ mod names;
 mod node;
 pub mod overlay;
 pub mod readiness;
+mod rounds;
 pub mod settings;
 pub mod status;
 mod succession;
@@ -42,10 +45,12 @@ use tokio::{
 use self::{
     admission::Admission,
     arrival::Arrived,
+    attaching::Attacher,
     handler::{Command, Handler, Survey},
     names::Publisher,
     node::Node,
     overlay::Netlink,
+    rounds::Rounds,
     settings::Settings,
     status::{Around, Status},
     surveyor::Surveyor,
@@ -79,7 +84,8 @@ pub async fn run(settings: Settings) -> anyhow::Result<()> {
     let mut backlog = metrics::Backlog::new(started);
     let source = Source::start(&settings.source(), &settings.node_name, updates_in, fetched_in).await?;
     let publisher = Publisher::new(names, source.watcher().cloned());
-    let (mut node, mut ebpf) = Node::open(&settings, publisher)?;
+    let (attacher, mut fitted) = Attacher::new();
+    let (mut node, mut ebpf) = Node::open(&settings, publisher, attacher)?;
     let ring = crate::datapath::kernel::take_ring(&mut ebpf)?;
     drop(ebpf); // maps and programs live on: pinned, and held by `node`
 
@@ -111,6 +117,7 @@ pub async fn run(settings: Settings) -> anyhow::Result<()> {
     let mut admission = Admission::default();
     let netlink = Netlink::connect().context("cannot talk to the kernel about routes")?;
     node.follow_links(netlink.links().await.context("routes cannot be read")?);
+    let (mut rounds, mut found) = Rounds::new(netlink);
     let (mut surveyor, mut surveys) = Surveyor::new(settings.cni_cache_dir.clone());
     loop {
         tokio::select! {
@@ -135,12 +142,17 @@ pub async fn run(settings: Settings) -> anyhow::Result<()> {
                 let command = command.context("the socket's task ended")?;
                 answer(command, &mut node, &mut admission, &settings, &around);
             }
-            () = tokio::task::yield_now(), if node.is_adopting() => node.go_on_adopting(),
+            Some(fitted) = fitted.recv() => {
+                let (ifindex, result) = node.attached(fitted);
+                admission.attached(&mut node, ifindex, &result);
+                admission.retry(&mut node, &around.source); // who could not join
+            }
+            Some(round) = found.recv() => {
+                rounds.done();
+                node.take_round(round);
+            }
             _ = clock.tick() => {
-                match netlink.links().await {
-                    Ok(links) => node.follow_links(links),
-                    Err(error) => tracing::warn!(%error, "routes cannot be read"),
-                }
+                rounds.begin(&node);
                 node.tick();
                 admission.retry(&mut node, &around.source);
                 surveyor.look(&node);
@@ -181,7 +193,7 @@ fn answer(
             }
             request => {
                 if let CniRequest::Del { attachment } = &request {
-                    admission.forget(attachment);
+                    admission.forget(attachment, node);
                 }
                 let _ = answer.send(node.answer(request));
             }

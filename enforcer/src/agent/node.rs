@@ -13,6 +13,7 @@ use nix::net::if_::if_nametoindex;
 
 use super::{
     adoption::{Running, is_gone},
+    attaching::{Attacher, Begun, Purpose},
     boot,
     connections::Tracked,
     local,
@@ -73,6 +74,9 @@ pub struct Node {
     /// Events lost in the kernel, as last reported.
     pub(super) lost_events: u64,
     pub(super) tracked: Tracked,
+    pub(super) attacher: Attacher,
+    /// Interfaces on which a program of ours was missing when last looked at.
+    pub(super) bare: BTreeSet<u32>,
 }
 
 /// What the source said last.
@@ -127,7 +131,11 @@ pub enum NotAdded {
 impl Node {
     /// Takes over what an agent before us left: pins, endpoints, numbers. Nothing is written to the policy
     /// maps before the source has said everything once (fail static).
-    pub fn open(settings: &Settings, names: Publisher) -> anyhow::Result<(Self, aya::Ebpf)> {
+    pub fn open(
+        settings: &Settings,
+        names: Publisher,
+        attacher: Attacher,
+    ) -> anyhow::Result<(Self, aya::Ebpf)> {
         let store = Store::open(&settings.state.join("endpoints"))?;
         if boot::is_another(&settings.state) {
             tracing::info!("the node has been restarted: no endpoint of before is left");
@@ -170,6 +178,8 @@ impl Node {
             names,
             lost_events: 0,
             tracked: Tracked::default(),
+            attacher,
+            bare: BTreeSet::new(),
         };
         for endpoint in stored {
             node.adopt(&endpoint);
@@ -209,8 +219,8 @@ impl Node {
         self.index.pods().filter(move |pod| pod.node.as_deref() == Some(node))
     }
 
-    /// Puts programs back that somebody has taken off a pod's interface, and pins that somebody has removed.
-    fn repair(&mut self) {
+    /// Puts pins back that somebody has removed.
+    fn restore_pins(&mut self) {
         match self.programs.restore_pins() {
             Ok(0) => self.health.pins_missing = None,
             Ok(restored) => {
@@ -225,24 +235,6 @@ impl Node {
                 }
                 self.health.pins_missing = Some(error);
             }
-        }
-        if self.is_succeeding() {
-            return; // a predecessor's programs are on the interfaces
-        }
-        for endpoint in self.endpoints.iter() {
-            let Sandbox { host_ifname, host_ifindex, .. } = &endpoint.sandbox;
-            if !local::exists(*host_ifindex)
-                || self.running.is_silent(&endpoint.attachment)
-                || matches!(self.programs.attached(Role::Pod, host_ifname), Ok(true))
-            {
-                continue;
-            }
-            let repaired = self.programs.attach(Role::Pod, host_ifname, *host_ifindex);
-            if repaired.is_ok() {
-                self.meters.repaired();
-            }
-            let error = repaired.err().map(|error| error_chain(&error));
-            tracing::error!(ifname = host_ifname, error, "a program was missing on a pod's interface");
         }
     }
 
@@ -363,11 +355,11 @@ impl Node {
         written
     }
 
-    /// ADD: returns when programs and rules are in the kernel. Undoes what it did when it cannot.
-    pub fn add(&mut self, attachment: &AttachmentId, sandbox: &Sandbox) -> Result<(), NotAdded> {
+    /// ADD. When rules are in the kernel, programs may still be on their way: then the pod is not guarded yet, and
+    /// [`Node::finish_add`] has the answer. `None`: there is nothing to wait for. Undoes what it did when it cannot.
+    pub fn add(&mut self, attachment: &AttachmentId, sandbox: &Sandbox) -> Result<Option<Begun>, NotAdded> {
         let refuse =
             |code, message: &str| NotAdded::Answer(CniAnswer::Failed { code, message: message.to_owned() });
-        let again = |message| NotAdded::Answer(CniAnswer::TryAgain { message });
         let Some(name) = &sandbox.pod else {
             return Err(refuse(
                 INVALID_ENVIRONMENT,
@@ -399,37 +391,62 @@ impl Node {
                 &format!("there is no interface {} with index {}", sandbox.host_ifname, sandbox.host_ifindex),
             ));
         }
-        if self.endpoints.get(attachment).is_some_and(|e| e.sandbox == *sandbox)
-            && self.check(attachment, sandbox).is_ok()
-        {
-            return Ok(()); // asked twice
+        let ifindex = sandbox.host_ifindex;
+        if self.attacher.purpose(ifindex) == Some(Purpose::Adoption) {
+            return Err(NotAdded::Unknown(format!("pod {key} is being adopted")));
+        }
+        if let Some(known) = self.endpoints.get(attachment).filter(|known| known.sandbox == *sandbox) {
+            // Asked twice.
+            if self.programs.is_being_fitted(ifindex) {
+                return Ok(Some(Begun { ifindex, id: known.id, before: None }));
+            }
+            if self.check(attachment, sandbox).is_ok() {
+                return Ok(None);
+            }
         }
 
         let id = self.tables.next_endpoint();
         let endpoint =
             Endpoint { id, attachment: attachment.clone(), sandbox: sandbox.clone(), adopted: false };
-        let before = self.endpoints.insert(endpoint.clone());
-        self.orphans.remove(&sandbox.host_ifindex);
+        let begun = Begun { ifindex, id, before: self.endpoints.insert(endpoint.clone()) };
+        self.orphans.remove(&ifindex);
         self.follow_pod(&endpoint);
         let result = self.store.save(&endpoint).map_err(|e| error_chain(&e)).and_then(|()| {
             self.enforce();
-            if let Some(error) = &self.health.error {
-                return Err(error.clone());
+            match &self.health.error {
+                Some(error) => Err(error.clone()),
+                // For somebody else; they will do for this one as well.
+                None if self.programs.is_being_fitted(ifindex) => Ok(()),
+                None => self.begin_attaching(Role::Pod, sandbox, Purpose::Start).map_err(|e| error_chain(&e)),
             }
-            self.programs
-                .attach(Role::Pod, &sandbox.host_ifname, sandbox.host_ifindex)
-                .map_err(|e| error_chain(&e))
         });
-        result.map_err(|error| {
-            tracing::error!(pod = %key, error, "pod not admitted");
-            self.forget(attachment);
-            if let Some(before) = before {
-                self.follow_pod(&before);
-                self.endpoints.insert(before);
-            }
-            self.enforce();
-            again(format!("pod {key} cannot be enforced: {error}"))
-        })
+        match result {
+            Ok(()) => Ok(Some(begun)),
+            Err(error) => Err(NotAdded::Answer(self.finish_add(attachment, begun, &Err(error)))),
+        }
+    }
+
+    /// The answer to an ADD, now that programs have been put on the interface, or not.
+    pub fn finish_add(
+        &mut self,
+        attachment: &AttachmentId,
+        begun: Begun,
+        result: &Result<(), String>,
+    ) -> CniAnswer {
+        let again = |message| CniAnswer::TryAgain { message };
+        let Some(endpoint) = self.endpoints.get(attachment).filter(|known| known.id == begun.id) else {
+            return again("the attachment has been changed meanwhile".to_owned());
+        };
+        let Err(error) = result else { return CniAnswer::Ok };
+        let pod = endpoint.pod().map(|pod| pod.to_string()).unwrap_or_default();
+        tracing::error!(pod, error, "pod not admitted");
+        self.forget(attachment);
+        if let Some(before) = begun.before {
+            self.follow_pod(&before);
+            self.endpoints.insert(before);
+        }
+        self.enforce();
+        again(format!("pod {pod} cannot be enforced: {error}"))
     }
 
     /// DEL: the record goes, so that the interface drops everything until it is gone itself.
@@ -439,7 +456,6 @@ impl Node {
             self.forget(attachment);
             self.enforce();
         }
-        self.sweep_links();
     }
 
     pub(super) fn forget(&mut self, attachment: &AttachmentId) {
@@ -523,13 +539,8 @@ impl Node {
 
     /// Now and then: what changed without anybody telling us, what failed before, what can go.
     pub fn tick(&mut self) {
-        match local::addresses() {
-            Ok(addresses) => {
-                if self.index.set_local_addresses(addresses) || self.health.error.is_some() {
-                    self.enforce();
-                }
-            }
-            Err(error) => tracing::warn!(%error, "this node's addresses cannot be read"),
+        if self.health.error.is_some() {
+            self.enforce();
         }
         if self.tidy_at.is_some_and(|at| at <= Instant::now()) && self.updated.elapsed() > PACKET_UNDER_WAY {
             self.tidy_at = None;
@@ -541,7 +552,7 @@ impl Node {
         self.succeed();
         self.tend_running();
         self.tend_names();
-        self.repair();
+        self.restore_pins();
         self.sweep_links();
     }
 

@@ -18,7 +18,7 @@ use rtnetlink::Handle;
 use super::node::{Node, error_chain};
 use crate::datapath::programs::Role;
 
-/// This network namespace's main routing tables and interfaces.
+/// This network namespace's main routing tables and the interfaces of their next hops.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Links {
     /// Interface indices of each route's next hops.
@@ -48,6 +48,7 @@ impl Links {
 }
 
 /// A conversation with the kernel, in the network namespace in which it began.
+#[derive(Clone)]
 pub struct Netlink(Handle);
 
 impl Netlink {
@@ -68,19 +69,30 @@ impl Netlink {
                 links.routes.entry(network).or_default().extend(hops);
             }
         }
-        let interfaces = self.0.link().get().execute().try_collect::<Vec<_>>().await?;
-        links.interfaces = interfaces
-            .into_iter()
-            .filter_map(|link| {
-                let ethernet = link.header.link_layer_type == LinkLayerType::Ether;
-                let name = link.attributes.into_iter().find_map(|attribute| match attribute {
-                    LinkAttribute::IfName(name) => Some(name),
-                    _ => None,
-                })?;
-                Some((link.header.index, Interface { name, ethernet }))
-            })
-            .collect();
+        // One by one: all of them are as many as there are pods.
+        let hops: BTreeSet<u32> = links.routes.values().flatten().copied().collect();
+        for index in hops {
+            if let Some(interface) = self.interface(index).await? {
+                links.interfaces.insert(index, interface);
+            }
+        }
         Ok(links)
+    }
+
+    /// `None`: there is none of this index.
+    async fn interface(&self, index: u32) -> Result<Option<Interface>, rtnetlink::Error> {
+        let link = match self.0.link().get().match_index(index).execute().try_next().await {
+            Err(rtnetlink::Error::NetlinkError(error)) if error.raw_code() == -nix::libc::ENODEV => None,
+            other => other?,
+        };
+        Ok(link.and_then(|link| {
+            let ethernet = link.header.link_layer_type == LinkLayerType::Ether;
+            let name = link.attributes.into_iter().find_map(|attribute| match attribute {
+                LinkAttribute::IfName(name) => Some(name),
+                _ => None,
+            })?;
+            Some(Interface { name, ethernet })
+        }))
     }
 }
 
@@ -160,13 +172,13 @@ impl Node {
             return Ok(()); // by a predecessor as it saw fit
         }
         // One that an agent before us has put there is ours only with its link.
-        let attached = matches!(self.programs.attached(Role::Overlay, &interface.name), Ok(true));
-        if attached && self.programs.keeps(Role::Overlay, index) {
+        if self.programs.keeps(Role::Overlay, index) && !self.bare.contains(&index) {
             return Ok(());
         }
         let again = self.ways.iter().any(|way| way.interface == interface.name && way.error.is_empty());
         tracing::info!(interface = interface.name, again, "a way to other nodes");
         self.programs.attach(Role::Overlay, &interface.name, index).map_err(|error| error_chain(&error))?;
+        self.bare.remove(&index);
         if again {
             self.meters.repaired();
         }
@@ -208,8 +220,13 @@ mod tests {
 
     #[tokio::test]
     async fn the_kernel_tells_interfaces() {
-        let links = Netlink::connect().expect("netlink").links().await.expect("links");
-        let loopback = links.interfaces.values().find(|interface| interface.name == "lo").expect("loopback");
-        assert!(!loopback.ethernet, "its frames have a header, but the kernel calls it loopback");
+        let netlink = Netlink::connect().expect("netlink");
+        // Its frames have a header, but the kernel calls it loopback.
+        let loopback = Interface { name: "lo".to_owned(), ethernet: false };
+        assert_eq!(netlink.interface(1).await.expect("asked"), Some(loopback));
+        assert_eq!(netlink.interface(i32::MAX.unsigned_abs()).await.expect("asked"), None);
+        let links = netlink.links().await.expect("links");
+        let hops: BTreeSet<u32> = links.routes.values().flatten().copied().collect();
+        assert_eq!(links.interfaces.into_keys().collect::<BTreeSet<_>>(), hops);
     }
 }

@@ -33,7 +33,7 @@ pub fn readiness(status: &Status) -> Vec<String> {
     }
     for endpoint in &status.endpoints {
         let who = if endpoint.pod.is_empty() { &endpoint.container } else { &endpoint.pod };
-        if !endpoint.attached && status.running.adopting == 0 {
+        if !endpoint.attached && !endpoint.starting && status.running.adopting == 0 {
             reasons.push(format!("{who}: a program is missing on {}", endpoint.interface));
         } else if !endpoint.up_to_date && status.source.synced && status.datapath.error.is_none() {
             reasons.push(format!("{who}: its rules are not in the kernel"));
@@ -76,7 +76,7 @@ mod tests {
     #[test]
     fn a_node_is_ready_when_nothing_is_missing_and_says_what_is() {
         type Edit = fn(&mut Status);
-        let cases: [(&[&str], Edit); 14] = [
+        let cases: [(&[&str], Edit); 15] = [
             (&[], |_| {}),
             (&[], |status| status.endpoints.clear()),
             (&[], |status| _ = status.defects.insert("shop/broken".into(), vec!["port 0".into()])),
@@ -98,6 +98,7 @@ mod tests {
                 status.datapath.pins_missing = Some("cannot pin".into());
             }),
             (&["shop/cart: a program is missing on veth1"], |status| status.endpoints[0].attached = false),
+            (&[], |status| (status.endpoints[0].attached, status.endpoints[0].starting) = (false, true)),
             (&["c1: its rules are not in the kernel"], |status| {
                 status.endpoints[0].up_to_date = false;
                 status.endpoints[0].pod.clear();

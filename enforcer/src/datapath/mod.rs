@@ -88,6 +88,10 @@ pub enum DatapathError {
     Full { map: &'static str, needed: usize, capacity: usize },
     #[error("the object has no map {0}")]
     NoSuchMap(&'static str),
+    #[error("there is no interface {ifname} with index {ifindex} any more")]
+    NoSuchInterface { ifname: String, ifindex: u32 },
+    #[error("a thread that was to attach a program broke down")]
+    Interrupted,
     #[error("the object has no program {0}")]
     NoSuchProgram(&'static str),
     #[error(transparent)]

@@ -13,6 +13,7 @@ use std::{
 
 use anyhow::{Context, Result, ensure};
 use clap::Args;
+use serde_json::Value;
 
 use crate::{
     Family, Lab, Outcome, Plan, PodSpec, Start, Transport,
@@ -23,8 +24,8 @@ use crate::{
 
 #[derive(Clone, Debug, Args)]
 pub struct Options {
-    /// Pods that run before bulkhead is installed; a node of the lab has 250 addresses, those of starting pods included
-    #[arg(long, default_value_t = 180)]
+    /// Pods that run before bulkhead is installed; with those that start, at most 1000
+    #[arg(long, default_value_t = 250)]
     pods: usize,
     /// Starts per second
     #[arg(long, default_value_t = 20.0)]
@@ -35,6 +36,12 @@ pub struct Options {
     /// Of the first kind at once
     #[arg(long, default_value_t = 8)]
     parallel: usize,
+    /// Each pod that has started ends at once, as many ends as starts; otherwise all end when the last has started
+    #[arg(long)]
+    ends: bool,
+    /// The agent watches an API server instead of a directory
+    #[arg(long)]
+    api_server: bool,
 }
 
 /// How long a pod waits for an answer that must not come, and for one that must.
@@ -52,6 +59,9 @@ const POLICIES: &str = r"
 
 /// What came of a start.
 struct Started {
+    key: String,
+    /// When ADD was answered.
+    at: Instant,
     added: Duration,
     whole: Duration,
     guarded: Outcome,
@@ -60,7 +70,8 @@ struct Started {
 
 pub fn run(options: &Options) -> Result<()> {
     require_root()?;
-    let lab = Plan::installed_later().nodes(1).raise()?;
+    let plan = Plan::installed_later().nodes(1).wide();
+    let lab = if options.api_server { plan.api_server() } else { plan }.raise()?;
     lab.namespace("crowd", &[])?;
     let serving =
         |name: &str| PodSpec::new(&format!("crowd/{name}")).label("app", name).serve(Transport::Tcp, 80);
@@ -71,7 +82,9 @@ pub fn run(options: &Options) -> Result<()> {
     }
     lab.apply(POLICIES)?;
     println!("flannel alone");
-    report(&start_all(&lab, "flat", options)?);
+    let started = start_all(&lab, "flat", options)?;
+    report(&started);
+    end(&lab, &started, options)?;
 
     println!("bulkhead");
     let installing = Instant::now();
@@ -91,6 +104,15 @@ pub fn run(options: &Options) -> Result<()> {
     let (unprotected, cut) = (wrong(|s| s.guarded != Outcome::Silent), wrong(|s| s.open != Outcome::Reached));
     ensure!(unprotected == 0 && cut == 0, "{unprotected} pods unprotected, {cut} without network");
     println!("  of these     none unprotected, none without network");
+    if options.ends {
+        return Ok(());
+    }
+    let status = lab.agent(1).status()?;
+    let enforced = |endpoint: &&Value| endpoint["upToDate"] == true && endpoint["attached"] == true;
+    let endpoints = status["endpoints"].as_array().map(Vec::as_slice).unwrap_or_default();
+    let (all, wanted) = (endpoints.iter().filter(enforced).count(), options.pods + options.starts);
+    ensure!(all == wanted, "{all} of {wanted} pods are enforced: {status:#}");
+    println!("  on the node  {all} pods enforced");
     Ok(())
 }
 
@@ -103,7 +125,8 @@ fn start_all(lab: &Lab, name: &str, options: &Options) -> Result<Vec<Started>> {
             .map(|number| {
                 let due = Duration::from_secs_f64(f64::from(u32::try_from(number)?) / options.rate);
                 thread::sleep(due.saturating_sub(began.elapsed()));
-                Ok(scope.spawn(move || start(lab, &format!("crowd/{name}-{number}"), guarded, open)))
+                let key = format!("crowd/{name}-{number}");
+                Ok(scope.spawn(move || start(lab, key, (guarded, open), options.ends)))
             })
             .collect::<Result<_>>()?;
         starts
@@ -111,29 +134,46 @@ fn start_all(lab: &Lab, name: &str, options: &Options) -> Result<Vec<Started>> {
             .map(|start| start.join().expect("a start does not panic"))
             .collect::<Result<Vec<_>>>()
     })?;
-    let seconds = began.elapsed().as_secs_f64();
+    let answers = || started.iter().map(|started| started.at);
+    let (Some(first), Some(last)) = (answers().min(), answers().max()) else { return Ok(started) };
+    let seconds = (last - first).as_secs_f64();
     println!(
-        "  started      {} pods in {seconds:.1} s: {:.1} per second",
+        "  started      {} pods: {:.1} ADDs answered per second, the last {:.1} s after the first start",
         started.len(),
-        f64::from(u32::try_from(started.len())?) / seconds
+        f64::from(u32::try_from(started.len() - 1)?) / seconds,
+        (last - began).as_secs_f64()
     );
     Ok(started)
 }
 
-fn start(lab: &Lab, key: &str, guarded: SocketAddr, open: SocketAddr) -> Result<Started> {
+fn end(lab: &Lab, started: &[Started], options: &Options) -> Result<()> {
+    if options.ends {
+        return Ok(());
+    }
+    for some in started.chunks(options.parallel.max(1)) {
+        thread::scope(|scope| {
+            let ends: Vec<_> = some.iter().map(|one| scope.spawn(|| lab.stop_pod(&one.key))).collect();
+            ends.into_iter().try_for_each(|end| end.join().expect("an end does not panic"))
+        })?;
+    }
+    Ok(())
+}
+
+fn start(lab: &Lab, key: String, (guarded, open): (SocketAddr, SocketAddr), ends: bool) -> Result<Started> {
     let asked = Mutex::new(None);
     let act: Act<'_> = Box::new(|netns: &Netns| {
         let ask = |to, patience| attempt(netns, to, Transport::Tcp, patience);
-        *asked.lock().expect("nobody else holds it") = Some((ask(guarded, SILENCE), ask(open, PATIENCE)));
+        let at = Instant::now();
+        *asked.lock().expect("nobody else holds it") = Some((at, ask(guarded, SILENCE), ask(open, PATIENCE)));
     });
     let begin = Instant::now();
-    let spec = PodSpec::new(key).label("app", "late");
+    let spec = PodSpec::new(&key).label("app", "late");
     let pod = lab.start_pod_with(spec, Start { first_act: Some(act), ..Start::default() })?;
-    let whole = begin.elapsed();
-    let (guarded, open) = asked.into_inner()?.context("the pod did not act")?;
-    let (guarded, open) = (guarded?, open?);
-    lab.stop_pod(&pod.key())?;
-    Ok(Started { added: pod.added_by_bulkhead(), whole, guarded, open })
+    let (at, guarded, open) = asked.into_inner()?.context("the pod did not act")?;
+    if ends {
+        lab.stop_pod(&key)?;
+    }
+    Ok(Started { key, at, added: pod.added_by_bulkhead(), whole: at - begin, guarded: guarded?, open: open? })
 }
 
 fn report(started: &[Started]) {

@@ -86,8 +86,10 @@ pub struct Endpoint {
     pub wanted_generation: Option<u32>,
     /// The kernel holds what the policies say.
     pub up_to_date: bool,
-    /// The programs are on the interface.
+    /// The programs are on the interface, as of the last look at it (every two seconds).
     pub attached: bool,
+    /// They are on their way there: the pod's ADD has not been answered.
+    pub starting: bool,
     /// Packets that would have begun a connection, or a datagram in fragments, beyond the pod's budget.
     pub refused: u64,
 }

@@ -12,7 +12,10 @@ use bulkhead_ebpf::abi::names;
 
 use super::{Datapath, Endpoint, Fill, Flows, Running, Source, Status};
 use crate::{
-    agent::{connections::Table as ConnTable, node::Node, readiness::readiness, settings::Settings},
+    agent::{
+        attaching::Purpose, connections::Table as ConnTable, node::Node, readiness::readiness,
+        settings::Settings,
+    },
     chain::Keeper,
     datapath::{programs::Role, ruling::Lookup},
     flow::{Counters, Pipeline},
@@ -142,7 +145,8 @@ impl Endpoint {
             refused: record
                 .and_then(|record| node.tables.kernel_ref().refused(record.mark).ok())
                 .unwrap_or_default(),
-            attached: matches!(node.programs.attached(Role::Pod, &endpoint.sandbox.host_ifname), Ok(true)),
+            attached: node.programs.keeps(Role::Pod, ifindex) && !node.bare.contains(&ifindex),
+            starting: node.attacher.purpose(ifindex) == Some(Purpose::Start),
         }
     }
 }

@@ -12,6 +12,7 @@ use super::node::Node;
 use crate::{
     cluster::{
         Frontend, Index, Owner, ServiceNames, Touched,
+        compact::Text,
         object::{Key, Kind, NetworkPolicy, ObjectRef, Pod},
     },
     datapath::Plan,
@@ -104,7 +105,7 @@ impl Node {
             match self.index.owner(*address) {
                 Some(owner) => {
                     let party = self.party(*address, owner, plan);
-                    names.parties.set(*address, Arc::new(party), now);
+                    names.parties.set(*address, party, now);
                 }
                 None => names.parties.remove(address, now),
             }
@@ -134,7 +135,7 @@ impl Node {
         let parties =
             self.index.owned_addresses().map(|(address, owner)| (address, self.party(address, owner, plan)));
         Tables {
-            parties: parties.map(|(address, party)| (address, Arc::new(party))).collect(),
+            parties: parties.collect(),
             endpoints: self.local_pods(plan),
             grants: numbers.grants.iter().map(|(number, grant)| (number, Arc::clone(grant))).collect(),
             rule_sets: numbers.rule_sets.iter().map(|(number, rules)| (number, Arc::clone(rules))).collect(),
@@ -187,8 +188,13 @@ impl Node {
         Party { who, identity, tenant }
     }
 
-    fn tenant_of(&self, pod: &Key) -> Option<String> {
-        self.compiler.compiled().endpoints.get(pod).and_then(|policy| policy.tenant.clone())
+    fn tenant_of(&self, pod: &Key) -> Option<Text> {
+        self.compiler
+            .compiled()
+            .endpoints
+            .get(pod)
+            .and_then(|policy| policy.tenant.as_deref())
+            .map(Text::from)
     }
 
     /// Number of the pod's endpoint; 0: not on this node.

@@ -123,6 +123,88 @@ impl<'a, T> IntoIterator for &'a Set<T> {
     }
 }
 
+/// A set that nearly always has one item, which then needs no allocation.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Few<T>(Size<T>);
+
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+enum Size<T> {
+    One(T),
+    /// Or none.
+    Several(Set<T>),
+}
+
+impl<T> Default for Few<T> {
+    fn default() -> Self {
+        Self(Size::Several(Set::new()))
+    }
+}
+
+impl<T> Few<T> {
+    pub fn new() -> Self {
+        Self::default()
+    }
+}
+
+impl<T> Deref for Few<T> {
+    type Target = [T];
+
+    fn deref(&self) -> &[T] {
+        match &self.0 {
+            Size::One(item) => std::slice::from_ref(item),
+            Size::Several(items) => items,
+        }
+    }
+}
+
+impl<T: Ord> From<Set<T>> for Few<T> {
+    fn from(items: Set<T>) -> Self {
+        if items.len() != 1 {
+            return Self(Size::Several(items));
+        }
+        Self(Size::One(items.into_iter().next().expect("it has one")))
+    }
+}
+
+impl<T: Ord> From<BTreeSet<T>> for Few<T> {
+    fn from(items: BTreeSet<T>) -> Self {
+        Set::from(items).into()
+    }
+}
+
+impl<T: Ord, const N: usize> From<[T; N]> for Few<T> {
+    fn from(items: [T; N]) -> Self {
+        Set::from(items).into()
+    }
+}
+
+impl<T: Ord> FromIterator<T> for Few<T> {
+    fn from_iter<I: IntoIterator<Item = T>>(items: I) -> Self {
+        items.into_iter().collect::<Set<T>>().into()
+    }
+}
+
+impl<T: Ord> IntoIterator for Few<T> {
+    type Item = T;
+    type IntoIter = std::vec::IntoIter<T>;
+
+    fn into_iter(self) -> Self::IntoIter {
+        match self.0 {
+            Size::One(item) => Set::from([item]).into_iter(),
+            Size::Several(items) => items.into_iter(),
+        }
+    }
+}
+
+impl<'a, T> IntoIterator for &'a Few<T> {
+    type Item = &'a T;
+    type IntoIter = std::slice::Iter<'a, T>;
+
+    fn into_iter(self) -> Self::IntoIter {
+        self.iter()
+    }
+}
+
 /// A set that many share: a clone is free.
 #[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(transparent, bound(deserialize = "T: Ord + Deserialize<'de>"))]
@@ -131,6 +213,19 @@ pub struct SharedSet<T>(Arc<Set<T>>);
 impl<T> Default for SharedSet<T> {
     fn default() -> Self {
         Self(Arc::default())
+    }
+}
+
+impl<T> SharedSet<T> {
+    pub fn new() -> Self {
+        Self::default()
+    }
+}
+
+impl<T: Ord + Clone> SharedSet<T> {
+    /// For edits that do not change how items compare.
+    pub(super) fn iter_mut(&mut self) -> impl Iterator<Item = &mut T> {
+        Arc::make_mut(&mut self.0).iter_mut()
     }
 }
 
@@ -169,6 +264,15 @@ impl<T: Ord> From<Set<T>> for SharedSet<T> {
 impl<T: Ord> From<BTreeSet<T>> for SharedSet<T> {
     fn from(items: BTreeSet<T>) -> Self {
         Self(Arc::new(items.into()))
+    }
+}
+
+impl<T: Clone> IntoIterator for SharedSet<T> {
+    type Item = T;
+    type IntoIter = std::vec::IntoIter<T>;
+
+    fn into_iter(self) -> Self::IntoIter {
+        Arc::unwrap_or_clone(self.0).into_iter()
     }
 }
 
@@ -323,9 +427,15 @@ pub(super) trait Holds: Clone + Eq + Hash {
     fn holders(&self) -> usize;
 }
 
-impl Holds for Text {
+impl<T: ?Sized + Eq + Hash> Holds for Arc<T> {
     fn holders(&self) -> usize {
         Arc::strong_count(self)
+    }
+}
+
+impl<T: Clone + Eq + Hash> Holds for SharedSet<T> {
+    fn holders(&self) -> usize {
+        Arc::strong_count(&self.0)
     }
 }
 

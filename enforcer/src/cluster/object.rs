@@ -3,13 +3,13 @@
 //! One spelling per meaning: prefixes are masked, sets are sorted, defaults are filled in, so that `==`
 //! tells whether anything changed.
 
-use std::{collections::BTreeSet, fmt, net::IpAddr};
+use std::{collections::BTreeSet, fmt, net::IpAddr, sync::Arc};
 
 use ipnetwork::IpNetwork;
 use serde::{Deserialize, Serialize};
 
 pub use super::compact::Labels;
-use super::compact::{Set, SharedSet, Text};
+use super::compact::{Few, Set, SharedSet, Text};
 
 /// Label that the API server puts on every namespace.
 pub const NAMESPACE_NAME_LABEL: &str = "kubernetes.io/metadata.name";
@@ -115,11 +115,11 @@ pub struct Pod {
     /// `status.phase` is Succeeded or Failed: neither subject nor peer (semantics 32).
     pub finished: bool,
     /// `status.podIPs`, or `podIP`.
-    pub ips: Set<IpAddr>,
+    pub ips: Few<IpAddr>,
     /// Of all containers and restartable init containers.
-    pub ports: Set<ContainerPort>,
+    pub ports: SharedSet<ContainerPort>,
     /// The controller that owns the pod (a `ReplicaSet` of a Deployment is told as the Deployment).
-    pub workload: Option<Workload>,
+    pub workload: Option<Arc<Workload>>,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
@@ -290,7 +290,7 @@ pub enum Ports {
 /// A label selector; all requirements hold together. Empty: everything.
 #[derive(Clone, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 pub struct Selector {
-    pub requirements: Set<Requirement>,
+    pub requirements: SharedSet<Requirement>,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]

@@ -1,14 +1,19 @@
 //! What objects say in the same words: kept once, however many pods and policies say it.
 
+use std::sync::Arc;
+
 use super::{
-    compact::{Labels, Shared, Text},
-    object::{NetworkPolicy, Operator, Peer, Pod, Requirement},
+    compact::{Labels, Shared, SharedSet, Text},
+    object::{ContainerPort, NetworkPolicy, Operator, Peer, Pod, Requirement, Workload},
 };
 
 #[derive(Clone, Debug, Default)]
 pub(super) struct Words {
     labels: Shared<Labels>,
     texts: Shared<Text>,
+    ports: Shared<SharedSet<ContainerPort>>,
+    workloads: Shared<Arc<Workload>>,
+    selectors: Shared<SharedSet<Requirement>>,
 }
 
 impl Words {
@@ -16,8 +21,9 @@ impl Words {
     pub fn share_pod(&mut self, pod: &mut Pod) {
         self.labels.share(&mut pod.labels);
         self.texts.share(&mut pod.key.namespace);
-        let workload = pod.workload.iter_mut().flat_map(|workload| [&mut workload.kind, &mut workload.name]);
-        pod.node.iter_mut().chain(workload).for_each(|text| self.texts.share(text));
+        self.ports.share(&mut pod.ports);
+        pod.workload.iter_mut().for_each(|workload| self.workloads.share(workload));
+        pod.node.iter_mut().for_each(|node| self.texts.share(node));
     }
 
     /// Policies have their keys and values in common with one another and with pods.
@@ -36,6 +42,7 @@ impl Words {
                     values.iter_mut().for_each(|value| self.texts.share(value));
                 }
             }
+            self.selectors.share(&mut selector.requirements);
         }
     }
 }

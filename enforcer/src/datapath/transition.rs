@@ -199,11 +199,11 @@ impl<'a> Draft<'a> {
                 services = delta.services.iter().map(|frontend| (frontend.into(), class(frontend))).collect();
             }
             Changed::Everything => {
-                peers = compiled.peers.keys().chain(self.ledger.peers.keys()).copied().collect();
+                peers = compiled.peers.keys().chain(self.ledger.peers.keys()).collect();
                 let gone =
                     self.ledger.prefixes.keys().filter(|prefix| !compiled.prefixes.contains_key(prefix));
-                prefixes = compiled.prefixes.keys().chain(gone).copied().collect();
-                services = self.ledger.services.keys().map(|service| (*service, None)).collect();
+                prefixes = compiled.prefixes.keys().copied().chain(gone).collect();
+                services = self.ledger.services.keys().map(|service| (service, None)).collect();
                 services
                     .extend(compiled.services.iter().map(|(frontend, class)| (frontend.into(), Some(class))));
             }
@@ -455,7 +455,8 @@ impl<'a> Draft<'a> {
             let rule_set = self.rule_set(pod, &policy.rules);
             endpoint.policy = PolicyWord::new(rule_set, generation);
             endpoint.identity = self.identity(&policy.identity);
-            let tenancy = policy.tenant.clone().map_or(Tenancy::Shared, Tenancy::Tenant);
+            let tenancy =
+                policy.tenant.as_deref().map_or(Tenancy::Shared, |tenant| Tenancy::Tenant(tenant.into()));
             endpoint.tenant = self.numbers.tenant(&tenancy);
         } else if let Some(actual) = actual {
             // The pod has left the index but not the node, or there is no room for its rules: what was enforced stays

@@ -1,17 +1,13 @@
 //! What the flow log calls things: the index and the numbers, turned into a snapshot for the flow task.
 
-use std::{
-    collections::{BTreeMap, BTreeSet},
-    net::IpAddr,
-    sync::Arc,
-};
+use std::{collections::BTreeSet, net::IpAddr, sync::Arc};
 
 use tokio::sync::watch;
 
 use super::node::Node;
 use crate::{
     cluster::{
-        Frontend, Index, Owner, ServiceNames, Touched,
+        Frontend, Index, Owner, PackedMap, ServiceNames, Touched,
         compact::Text,
         object::{Key, Kind, NetworkPolicy, ObjectRef, Pod},
     },
@@ -77,7 +73,7 @@ impl Node {
         };
         for at in renamed.iter().copied() {
             match self.names.services.name(&at) {
-                Some(service) => _ = next.services.set(at, Arc::new(service.clone()), now),
+                Some(service) => _ = next.services.set(at, Arc::clone(service), now),
                 None => next.services.remove(&at, now),
             }
         }
@@ -140,18 +136,13 @@ impl Node {
             grants: numbers.grants.iter().map(|(number, grant)| (number, Arc::clone(grant))).collect(),
             rule_sets: numbers.rule_sets.iter().map(|(number, rules)| (number, Arc::clone(rules))).collect(),
             policies: self.index.policies().map(|p| (p.key.clone(), self.names.info(p))).collect(),
-            services: self
-                .names
-                .services
-                .iter()
-                .map(|(at, service)| (at, Arc::new(service.clone())))
-                .collect(),
+            services: self.names.services.iter().map(|(at, service)| (at, Arc::clone(service))).collect(),
             pod_networks: self.index.pod_networks().into_iter().collect(),
         }
     }
 
     /// All of this node's: few, whatever the size of the cluster.
-    fn local_pods(&self, plan: &Plan) -> BTreeMap<u32, Arc<LocalPod>> {
+    fn local_pods(&self, plan: &Plan) -> PackedMap<u32, Arc<LocalPod>> {
         let local = self.endpoints.iter().filter_map(|endpoint| {
             let pod = endpoint.pod().and_then(|key| self.index.pod(&key))?;
             let record = plan.endpoints.get(&endpoint.sandbox.host_ifindex)?;

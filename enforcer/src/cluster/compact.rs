@@ -157,6 +157,16 @@ impl<T> Deref for Few<T> {
     }
 }
 
+impl<T: Ord + Clone> Few<T> {
+    pub fn insert(&mut self, item: T) {
+        *self = self.iter().cloned().chain([item]).collect();
+    }
+
+    pub fn remove(&mut self, item: &T) {
+        *self = self.iter().filter(|known| *known != item).cloned().collect();
+    }
+}
+
 impl<T: Ord> From<Set<T>> for Few<T> {
     fn from(items: Set<T>) -> Self {
         if items.len() != 1 {
@@ -304,6 +314,12 @@ impl Labels {
         self.get(key).is_some()
     }
 
+    /// Of labels that nobody shares yet.
+    pub(super) fn texts_mut(&mut self) -> impl Iterator<Item = &mut Text> {
+        let pairs = Arc::get_mut(&mut self.0).into_iter().flatten();
+        pairs.flat_map(|(key, value)| [key, value])
+    }
+
     /// Costs the size of all.
     pub fn insert(&mut self, key: impl Into<Text>, value: impl Into<Text>) {
         let new = [(key.into(), value.into())];
@@ -405,10 +421,16 @@ impl<T> Default for Shared<T> {
 impl<T: Holds> Shared<T> {
     /// Puts the known equal in its place, if there is one.
     pub fn share(&mut self, value: &mut T) {
+        self.share_or(value, |_| {});
+    }
+
+    /// What is new is made ready to be kept, to something equal.
+    pub fn share_or(&mut self, value: &mut T, prepare: impl FnOnce(&mut T)) {
         if let Some(known) = self.known.get(value) {
             value.clone_from(known);
         } else {
             self.sweep();
+            prepare(value);
             self.known.insert(value.clone());
         }
     }
@@ -417,6 +439,7 @@ impl<T: Holds> Shared<T> {
     fn sweep(&mut self) {
         if self.known.len() > 2 * self.in_use + 64 {
             self.known.retain(|value| value.holders() > 1);
+            self.known.shrink_to_fit();
             self.in_use = self.known.len();
         }
     }

@@ -40,7 +40,7 @@ pub struct Index {
     pods: PackedMap<Key, Arc<Pod>>,
     nodes: BTreeMap<String, Arc<Node>>,
     /// As they are in force.
-    policies: BTreeMap<Key, Arc<NetworkPolicy>>,
+    policies: PackedMap<Key, Arc<NetworkPolicy>>,
     shares: Shares,
     services: Services,
     /// Who says to own an address, derived from the above and kept in step by [`Index::reclaim_pod`] and
@@ -261,7 +261,7 @@ impl Index {
 
     pub fn policies_in<'a>(&'a self, namespace: &'a str) -> impl Iterator<Item = &'a NetworkPolicy> {
         self.policies
-            .range(Key::new(namespace, "")..)
+            .starting_at(&Key::new(namespace, ""))
             .map(|(_, policy)| policy.as_ref())
             .take_while(move |policy| *policy.key.namespace == *namespace)
     }

@@ -188,8 +188,8 @@ impl fmt::Display for Protocol {
 pub struct Service {
     pub key: Key,
     /// `spec.clusterIPs`, `spec.externalIPs` and those of `status.loadBalancer` that nodes translate themselves.
-    pub addresses: BTreeSet<IpAddr>,
-    pub ports: BTreeSet<ServicePort>,
+    pub addresses: Few<IpAddr>,
+    pub ports: Set<ServicePort>,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -209,10 +209,10 @@ pub struct EndpointSlice {
     /// Name of the Service, in the slice's own namespace.
     pub service: String,
     /// Of endpoints to which kube-proxy may send: ready ones, and while there are none, those that still serve.
-    pub addresses: BTreeSet<IpAddr>,
+    pub addresses: Set<IpAddr>,
     /// Of the other endpoints: no new connection goes there, but old ones may still live.
-    pub draining: BTreeSet<IpAddr>,
-    pub ports: BTreeSet<SlicePort>,
+    pub draining: Set<IpAddr>,
+    pub ports: Set<SlicePort>,
     /// Part of it cannot be read: there are backends that nobody knows (semantics 41).
     pub defective: bool,
 }

@@ -265,6 +265,12 @@ impl<K: Ord + Clone, V: Clone> FromIterator<(K, V)> for PackedMap<K, V> {
     }
 }
 
+impl<K: Ord + Clone, V: Clone, const N: usize> From<[(K, V); N]> for PackedMap<K, V> {
+    fn from(entries: [(K, V); N]) -> Self {
+        entries.into_iter().collect()
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use std::collections::BTreeMap;

@@ -4,7 +4,7 @@
 //! size of the cluster. What is replaced or removed stays known for [`MEMORY`]: the end of a connection
 //! is often told after its pod is gone, and its address may have a new owner by then.
 
-use std::{collections::BTreeMap, net::IpAddr, sync::Arc, time::Duration};
+use std::{net::IpAddr, sync::Arc, time::Duration};
 
 use bulkhead_ebpf::abi;
 use ipnetwork::IpNetwork;
@@ -147,12 +147,12 @@ impl Names {
 /// All that is current, for [`Names::next`].
 #[derive(Clone, Debug, Default)]
 pub struct Tables {
-    pub parties: BTreeMap<IpAddr, Party>,
-    pub endpoints: BTreeMap<u32, Arc<LocalPod>>,
-    pub grants: BTreeMap<u32, Arc<Grant>>,
-    pub rule_sets: BTreeMap<u32, Arc<RuleSet>>,
-    pub policies: BTreeMap<Key, Arc<PolicyInfo>>,
-    pub services: BTreeMap<Frontend, Arc<Key>>,
+    pub parties: PackedMap<IpAddr, Party>,
+    pub endpoints: PackedMap<u32, Arc<LocalPod>>,
+    pub grants: PackedMap<u32, Arc<Grant>>,
+    pub rule_sets: PackedMap<u32, Arc<RuleSet>>,
+    pub policies: PackedMap<Key, Arc<PolicyInfo>>,
+    pub services: PackedMap<Frontend, Arc<Key>>,
     pub pod_networks: Vec<IpNetwork>,
 }
 
@@ -182,8 +182,9 @@ impl<K: Ord + Clone, V: Clone + PartialEq> Known<K, V> {
         if self.current.get(&key) == Some(&value) {
             return false;
         }
-        self.remove(&key, now);
-        self.current.insert(key, value);
+        if let Some(value) = self.current.insert(key.clone(), value) {
+            self.gone.insert(key, Gone { value, since: now });
+        }
         true
     }
 
@@ -210,13 +211,17 @@ impl<K: Ord + Clone, V: Clone + PartialEq> Known<K, V> {
     }
 
     /// Exactly these are current. Costs their number.
-    pub fn become_all(&mut self, all: BTreeMap<K, V>, now: u64) {
+    pub fn become_all(&mut self, all: PackedMap<K, V>, now: u64) {
+        if self.current.is_empty() {
+            self.current = all; // at the start, when there is no room to waste
+            return;
+        }
         let removed: Vec<K> = self.current.keys().filter(|k| !all.contains_key(k)).cloned().collect();
         for key in &removed {
             self.remove(key, now);
         }
-        for (key, value) in all {
-            self.set(key, value, now);
+        for (key, value) in all.iter() {
+            self.set(key.clone(), value.clone(), now);
         }
     }
 

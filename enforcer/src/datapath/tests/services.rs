@@ -22,7 +22,7 @@ pub fn stand_behind(index: &mut Index, number: u8, backends: &[&str]) {
         service: key.name.to_string(),
         key,
         addresses: backends.iter().map(|a| a.parse().expect("address")).collect(),
-        draining: BTreeSet::new(),
+        draining: [].into(),
         ports: [SlicePort { name: String::new(), protocol: Protocol::Tcp, port: 5432 }].into(),
         defective: false,
     }));

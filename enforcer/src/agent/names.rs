@@ -1,17 +1,14 @@
 //! What the flow log calls things: the index and the numbers, turned into a snapshot for the flow task.
 
-use std::{
-    collections::{BTreeMap, BTreeSet},
-    net::IpAddr,
-    sync::Arc,
-};
+use std::{collections::BTreeSet, net::IpAddr, sync::Arc};
 
 use tokio::sync::watch;
 
 use super::node::Node;
 use crate::{
     cluster::{
-        Frontend, Index, Owner, ServiceNames, Touched,
+        Frontend, Index, Owner, PackedMap, ServiceNames, Touched,
+        compact::Text,
         object::{Key, Kind, NetworkPolicy, ObjectRef, Pod},
     },
     datapath::Plan,
@@ -76,7 +73,7 @@ impl Node {
         };
         for at in renamed.iter().copied() {
             match self.names.services.name(&at) {
-                Some(service) => _ = next.services.set(at, Arc::new(service.clone()), now),
+                Some(service) => _ = next.services.set(at, Arc::clone(service), now),
                 None => next.services.remove(&at, now),
             }
         }
@@ -104,7 +101,7 @@ impl Node {
             match self.index.owner(*address) {
                 Some(owner) => {
                     let party = self.party(*address, owner, plan);
-                    names.parties.set(*address, Arc::new(party), now);
+                    names.parties.set(*address, party, now);
                 }
                 None => names.parties.remove(address, now),
             }
@@ -134,23 +131,18 @@ impl Node {
         let parties =
             self.index.owned_addresses().map(|(address, owner)| (address, self.party(address, owner, plan)));
         Tables {
-            parties: parties.map(|(address, party)| (address, Arc::new(party))).collect(),
+            parties: parties.collect(),
             endpoints: self.local_pods(plan),
             grants: numbers.grants.iter().map(|(number, grant)| (number, Arc::clone(grant))).collect(),
             rule_sets: numbers.rule_sets.iter().map(|(number, rules)| (number, Arc::clone(rules))).collect(),
             policies: self.index.policies().map(|p| (p.key.clone(), self.names.info(p))).collect(),
-            services: self
-                .names
-                .services
-                .iter()
-                .map(|(at, service)| (at, Arc::new(service.clone())))
-                .collect(),
+            services: self.names.services.iter().map(|(at, service)| (at, Arc::clone(service))).collect(),
             pod_networks: self.index.pod_networks().into_iter().collect(),
         }
     }
 
     /// All of this node's: few, whatever the size of the cluster.
-    fn local_pods(&self, plan: &Plan) -> BTreeMap<u32, Arc<LocalPod>> {
+    fn local_pods(&self, plan: &Plan) -> PackedMap<u32, Arc<LocalPod>> {
         let local = self.endpoints.iter().filter_map(|endpoint| {
             let pod = endpoint.pod().and_then(|key| self.index.pod(&key))?;
             let record = plan.endpoints.get(&endpoint.sandbox.host_ifindex)?;
@@ -187,8 +179,13 @@ impl Node {
         Party { who, identity, tenant }
     }
 
-    fn tenant_of(&self, pod: &Key) -> Option<String> {
-        self.compiler.compiled().endpoints.get(pod).and_then(|policy| policy.tenant.clone())
+    fn tenant_of(&self, pod: &Key) -> Option<Text> {
+        self.compiler
+            .compiled()
+            .endpoints
+            .get(pod)
+            .and_then(|policy| policy.tenant.as_deref())
+            .map(Text::from)
     }
 
     /// Number of the pod's endpoint; 0: not on this node.

@@ -123,6 +123,98 @@ impl<'a, T> IntoIterator for &'a Set<T> {
     }
 }
 
+/// A set that nearly always has one item, which then needs no allocation.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Few<T>(Size<T>);
+
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+enum Size<T> {
+    One(T),
+    /// Or none.
+    Several(Set<T>),
+}
+
+impl<T> Default for Few<T> {
+    fn default() -> Self {
+        Self(Size::Several(Set::new()))
+    }
+}
+
+impl<T> Few<T> {
+    pub fn new() -> Self {
+        Self::default()
+    }
+}
+
+impl<T> Deref for Few<T> {
+    type Target = [T];
+
+    fn deref(&self) -> &[T] {
+        match &self.0 {
+            Size::One(item) => std::slice::from_ref(item),
+            Size::Several(items) => items,
+        }
+    }
+}
+
+impl<T: Ord + Clone> Few<T> {
+    pub fn insert(&mut self, item: T) {
+        *self = self.iter().cloned().chain([item]).collect();
+    }
+
+    pub fn remove(&mut self, item: &T) {
+        *self = self.iter().filter(|known| *known != item).cloned().collect();
+    }
+}
+
+impl<T: Ord> From<Set<T>> for Few<T> {
+    fn from(items: Set<T>) -> Self {
+        if items.len() != 1 {
+            return Self(Size::Several(items));
+        }
+        Self(Size::One(items.into_iter().next().expect("it has one")))
+    }
+}
+
+impl<T: Ord> From<BTreeSet<T>> for Few<T> {
+    fn from(items: BTreeSet<T>) -> Self {
+        Set::from(items).into()
+    }
+}
+
+impl<T: Ord, const N: usize> From<[T; N]> for Few<T> {
+    fn from(items: [T; N]) -> Self {
+        Set::from(items).into()
+    }
+}
+
+impl<T: Ord> FromIterator<T> for Few<T> {
+    fn from_iter<I: IntoIterator<Item = T>>(items: I) -> Self {
+        items.into_iter().collect::<Set<T>>().into()
+    }
+}
+
+impl<T: Ord> IntoIterator for Few<T> {
+    type Item = T;
+    type IntoIter = std::vec::IntoIter<T>;
+
+    fn into_iter(self) -> Self::IntoIter {
+        match self.0 {
+            Size::One(item) => Set::from([item]).into_iter(),
+            Size::Several(items) => items.into_iter(),
+        }
+    }
+}
+
+impl<'a, T> IntoIterator for &'a Few<T> {
+    type Item = &'a T;
+    type IntoIter = std::slice::Iter<'a, T>;
+
+    fn into_iter(self) -> Self::IntoIter {
+        self.iter()
+    }
+}
+
 /// A set that many share: a clone is free.
 #[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(transparent, bound(deserialize = "T: Ord + Deserialize<'de>"))]
@@ -131,6 +223,19 @@ pub struct SharedSet<T>(Arc<Set<T>>);
 impl<T> Default for SharedSet<T> {
     fn default() -> Self {
         Self(Arc::default())
+    }
+}
+
+impl<T> SharedSet<T> {
+    pub fn new() -> Self {
+        Self::default()
+    }
+}
+
+impl<T: Ord + Clone> SharedSet<T> {
+    /// For edits that do not change how items compare.
+    pub(super) fn iter_mut(&mut self) -> impl Iterator<Item = &mut T> {
+        Arc::make_mut(&mut self.0).iter_mut()
     }
 }
 
@@ -172,6 +277,15 @@ impl<T: Ord> From<BTreeSet<T>> for SharedSet<T> {
     }
 }
 
+impl<T: Clone> IntoIterator for SharedSet<T> {
+    type Item = T;
+    type IntoIter = std::vec::IntoIter<T>;
+
+    fn into_iter(self) -> Self::IntoIter {
+        Arc::unwrap_or_clone(self.0).into_iter()
+    }
+}
+
 impl<'a, T> IntoIterator for &'a SharedSet<T> {
     type Item = &'a T;
     type IntoIter = std::slice::Iter<'a, T>;
@@ -198,6 +312,12 @@ impl Labels {
 
     pub fn contains_key(&self, key: &str) -> bool {
         self.get(key).is_some()
+    }
+
+    /// Of labels that nobody shares yet.
+    pub(super) fn texts_mut(&mut self) -> impl Iterator<Item = &mut Text> {
+        let pairs = Arc::get_mut(&mut self.0).into_iter().flatten();
+        pairs.flat_map(|(key, value)| [key, value])
     }
 
     /// Costs the size of all.
@@ -301,10 +421,16 @@ impl<T> Default for Shared<T> {
 impl<T: Holds> Shared<T> {
     /// Puts the known equal in its place, if there is one.
     pub fn share(&mut self, value: &mut T) {
+        self.share_or(value, |_| {});
+    }
+
+    /// What is new is made ready to be kept, to something equal.
+    pub fn share_or(&mut self, value: &mut T, prepare: impl FnOnce(&mut T)) {
         if let Some(known) = self.known.get(value) {
             value.clone_from(known);
         } else {
             self.sweep();
+            prepare(value);
             self.known.insert(value.clone());
         }
     }
@@ -313,6 +439,7 @@ impl<T: Holds> Shared<T> {
     fn sweep(&mut self) {
         if self.known.len() > 2 * self.in_use + 64 {
             self.known.retain(|value| value.holders() > 1);
+            self.known.shrink_to_fit();
             self.in_use = self.known.len();
         }
     }
@@ -323,9 +450,15 @@ pub(super) trait Holds: Clone + Eq + Hash {
     fn holders(&self) -> usize;
 }
 
-impl Holds for Text {
+impl<T: ?Sized + Eq + Hash> Holds for Arc<T> {
     fn holders(&self) -> usize {
         Arc::strong_count(self)
+    }
+}
+
+impl<T: Clone + Eq + Hash> Holds for SharedSet<T> {
+    fn holders(&self) -> usize {
+        Arc::strong_count(&self.0)
     }
 }
 

@@ -15,12 +15,13 @@ use std::{
 use ipnetwork::IpNetwork;
 
 use super::{
-    claim::Claim,
-    compact::Set,
+    addresses::Addresses,
+    claim::{Claim, Claims},
     object::{
         EndpointSlice, Key, Kind, Labels, NAMESPACE_NAME_LABEL, Namespace, NetworkPolicy, Node, Object,
         ObjectRef, Pod,
     },
+    packed::PackedMap,
     service::Services,
     shares::Shares,
     touched::Touched,
@@ -36,15 +37,15 @@ pub struct Index {
     /// Addresses learnt from CNI ADD, before and after the pod's status has them.
     attachments: BTreeMap<Key, BTreeSet<IpAddr>>,
     namespaces: BTreeMap<String, Arc<Namespace>>,
-    pods: BTreeMap<Key, Arc<Pod>>,
+    pods: PackedMap<Key, Arc<Pod>>,
     nodes: BTreeMap<String, Arc<Node>>,
     /// As they are in force.
-    policies: BTreeMap<Key, Arc<NetworkPolicy>>,
+    policies: PackedMap<Key, Arc<NetworkPolicy>>,
     shares: Shares,
     services: Services,
     /// Who says to own an address, derived from the above and kept in step by [`Index::reclaim_pod`] and
     /// the node upserts.
-    claims: BTreeMap<IpAddr, Set<Claim>>,
+    claims: Addresses<Claims>,
     words: Words,
     touched: Touched,
 }
@@ -88,7 +89,7 @@ impl Index {
     /// Everything there is, as if it had just come.
     pub fn all_touched(&self) -> Touched {
         Touched {
-            addresses: self.claims.keys().chain(&self.local_addresses).copied().collect(),
+            addresses: self.claims.keys().chain(self.local_addresses.iter().copied()).collect(),
             pods: self.pods.keys().cloned().collect(),
             namespaces: self.namespaces.keys().cloned().collect(),
             policies: self.policies.keys().cloned().collect(),
@@ -112,7 +113,13 @@ impl Index {
             Object::Pod(mut pod) => {
                 self.words.share_pod(&mut pod);
                 let key = pod.key.clone();
-                self.reclaim_pod(&key, |index| replace(&mut index.pods, key.clone(), pod))
+                self.reclaim_pod(&key, |index| {
+                    let is_new = index.pods.get(&key).is_none_or(|known| **known != pod);
+                    if is_new {
+                        index.pods.insert(key.clone(), Arc::new(pod));
+                    }
+                    is_new
+                })
             }
             Object::Node(node) => {
                 let name = node.name.clone();
@@ -216,7 +223,7 @@ impl Index {
     /// All pods of a namespace, by name.
     pub fn pods_in<'a>(&'a self, namespace: &'a str) -> impl Iterator<Item = &'a Pod> {
         self.pods
-            .range(Key::new(namespace, "")..)
+            .starting_at(&Key::new(namespace, ""))
             .map(|(_, pod)| pod.as_ref())
             .take_while(move |pod| *pod.key.namespace == *namespace)
     }
@@ -227,7 +234,7 @@ impl Index {
         std::iter::successors(first, |last| {
             // The least name after all names of this namespace: no name holds a character beyond the last.
             let beyond = Key::new(&last.namespace, char::MAX.to_string());
-            self.pods.range(beyond..).next().map(|(key, _)| key)
+            self.pods.starting_at(&beyond).next().map(|(key, _)| key)
         })
         .map(|key| key.namespace.as_ref())
     }
@@ -254,7 +261,7 @@ impl Index {
 
     pub fn policies_in<'a>(&'a self, namespace: &'a str) -> impl Iterator<Item = &'a NetworkPolicy> {
         self.policies
-            .range(Key::new(namespace, "")..)
+            .starting_at(&Key::new(namespace, ""))
             .map(|(_, policy)| policy.as_ref())
             .take_while(move |policy| *policy.key.namespace == *namespace)
     }
@@ -302,13 +309,13 @@ impl Index {
     pub fn owner(&self, address: IpAddr) -> Option<Owner<'_>> {
         let address = canonical(address);
         let claims = self.claims.get(&address);
-        let claims = || claims.into_iter().flatten();
+        let claims = || claims.into_iter().flat_map(Claims::as_slice);
         let is_this_node =
             |claim: &Claim| claim.node_name().is_some_and(|name| self.node.as_deref() == Some(name));
         if self.local_addresses.contains(&address) || claims().any(is_this_node) {
             return Some(Owner::ThisNode);
         }
-        let pods = || claims().filter_map(Claim::pod).filter_map(|key| self.pod(key));
+        let pods = || claims().filter_map(Claim::pod);
         let attached = |pod: &&Arc<Pod>| self.attachments.get(&pod.key).is_some_and(|a| a.contains(&address));
         if let Some(pod) = only(pods().filter(attached)) {
             return Some(Owner::Pod(pod));
@@ -325,7 +332,7 @@ impl Index {
     /// Every address that has an owner.
     pub fn owned_addresses(&self) -> impl Iterator<Item = (IpAddr, Owner<'_>)> {
         let unclaimed = self.local_addresses.iter().filter(|a| !self.claims.contains_key(a));
-        self.claims.keys().chain(unclaimed).filter_map(|a| Some((*a, self.owner(*a)?)))
+        self.claims.keys().chain(unclaimed.copied()).filter_map(|a| Some((a, self.owner(a)?)))
     }
 
     /// Every address that is this node.
@@ -412,35 +419,34 @@ impl Index {
         if let Some((claim, addresses)) = before {
             for address in addresses {
                 self.touched.addresses.insert(address);
-                if let Some(claims) = self.claims.get_mut(&address) {
-                    claims.remove(&claim);
-                    if claims.is_empty() {
-                        self.claims.remove(&address);
-                    }
+                match self.claims.get(&address).map(|claims| claims.without(&claim)) {
+                    Some(Some(left)) => _ = self.claims.insert(address, left),
+                    Some(None) => _ = self.claims.remove(&address),
+                    None => {}
                 }
             }
         }
         if let Some((claim, addresses)) = after {
             for address in addresses {
                 self.touched.addresses.insert(address);
-                self.claims.entry(address).or_default().insert(claim.clone());
+                match self.claims.get_mut(&address) {
+                    Some(claims) => claims.insert(claim.clone()),
+                    None => _ = self.claims.insert(address, Claims::One(claim.clone())),
+                }
             }
         }
     }
 
     fn pod_claims(&self, key: &Key) -> Option<(Claim, BTreeSet<IpAddr>)> {
         let pod = self.pods.get(key).filter(|pod| !pod.finished)?;
-        let claim = if pod.host_network {
-            Claim::HostPod { node: pod.node.clone(), pod: key.clone() }
-        } else {
-            Claim::Pod(key.clone())
-        };
+        let claim =
+            if pod.host_network { Claim::HostPod(Arc::clone(pod)) } else { Claim::Pod(Arc::clone(pod)) };
         Some((claim, self.addresses(pod)))
     }
 
     fn node_claims(&self, name: &str) -> Option<(Claim, BTreeSet<IpAddr>)> {
-        let node = self.node(name)?;
-        Some((Claim::Node(name.into()), node_addresses(node)))
+        let node = self.nodes.get(name)?;
+        Some((Claim::Node(Arc::clone(node)), node_addresses(node)))
     }
 }
 

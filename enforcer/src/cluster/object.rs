@@ -3,13 +3,13 @@
 //! One spelling per meaning: prefixes are masked, sets are sorted, defaults are filled in, so that `==`
 //! tells whether anything changed.
 
-use std::{collections::BTreeSet, fmt, net::IpAddr};
+use std::{collections::BTreeSet, fmt, net::IpAddr, sync::Arc};
 
 use ipnetwork::IpNetwork;
 use serde::{Deserialize, Serialize};
 
 pub use super::compact::Labels;
-use super::compact::{Set, SharedSet, Text};
+use super::compact::{Few, Set, SharedSet, Text};
 
 /// Label that the API server puts on every namespace.
 pub const NAMESPACE_NAME_LABEL: &str = "kubernetes.io/metadata.name";
@@ -115,11 +115,11 @@ pub struct Pod {
     /// `status.phase` is Succeeded or Failed: neither subject nor peer (semantics 32).
     pub finished: bool,
     /// `status.podIPs`, or `podIP`.
-    pub ips: Set<IpAddr>,
+    pub ips: Few<IpAddr>,
     /// Of all containers and restartable init containers.
-    pub ports: Set<ContainerPort>,
+    pub ports: SharedSet<ContainerPort>,
     /// The controller that owns the pod (a `ReplicaSet` of a Deployment is told as the Deployment).
-    pub workload: Option<Workload>,
+    pub workload: Option<Arc<Workload>>,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
@@ -188,8 +188,8 @@ impl fmt::Display for Protocol {
 pub struct Service {
     pub key: Key,
     /// `spec.clusterIPs`, `spec.externalIPs` and those of `status.loadBalancer` that nodes translate themselves.
-    pub addresses: BTreeSet<IpAddr>,
-    pub ports: BTreeSet<ServicePort>,
+    pub addresses: Few<IpAddr>,
+    pub ports: Set<ServicePort>,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -209,10 +209,10 @@ pub struct EndpointSlice {
     /// Name of the Service, in the slice's own namespace.
     pub service: String,
     /// Of endpoints to which kube-proxy may send: ready ones, and while there are none, those that still serve.
-    pub addresses: BTreeSet<IpAddr>,
+    pub addresses: Set<IpAddr>,
     /// Of the other endpoints: no new connection goes there, but old ones may still live.
-    pub draining: BTreeSet<IpAddr>,
-    pub ports: BTreeSet<SlicePort>,
+    pub draining: Set<IpAddr>,
+    pub ports: Set<SlicePort>,
     /// Part of it cannot be read: there are backends that nobody knows (semantics 41).
     pub defective: bool,
 }
@@ -290,7 +290,7 @@ pub enum Ports {
 /// A label selector; all requirements hold together. Empty: everything.
 #[derive(Clone, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 pub struct Selector {
-    pub requirements: Set<Requirement>,
+    pub requirements: SharedSet<Requirement>,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]

@@ -232,7 +232,7 @@ impl EndpointSlice {
         self.at(&self.draining, of, ipv4)
     }
 
-    fn at(&self, addresses: &BTreeSet<IpAddr>, of: PortRef<'_>, ipv4: bool) -> impl Iterator<Item = Backend> {
+    fn at(&self, addresses: &[IpAddr], of: PortRef<'_>, ipv4: bool) -> impl Iterator<Item = Backend> {
         let ports = self.ports.iter().filter(move |p| p.name == of.name && p.protocol == of.protocol);
         ports.flat_map(move |port| {
             let addresses = addresses.iter().map(|a| canonical(*a)).filter(move |a| a.is_ipv4() == ipv4);
@@ -265,7 +265,7 @@ mod tests {
             key: Key::new("shop", name),
             service: service.to_owned(),
             addresses: addresses.iter().map(|a| a.parse().expect("an address")).collect(),
-            draining: BTreeSet::new(),
+            draining: [].into(),
             ports: [SlicePort { name: port.0.to_owned(), protocol: port.1, port: port.2 }].into(),
             defective: false,
         }

@@ -3,29 +3,34 @@
 use std::{
     collections::{BTreeMap, BTreeSet},
     net::IpAddr,
+    sync::Arc,
 };
 
-use super::{Frontend, Index, Owner, Touched, object::Key};
+use super::{
+    Frontend, Index, Owner, PackedMap, Touched,
+    compact::{Few, Set},
+    object::Key,
+};
 
 /// [`super::Services::names`] of one node, as of the last [`ServiceNames::follow`].
 #[derive(Debug, Default)]
 pub struct ServiceNames {
     places: BTreeMap<Key, Places>,
-    at: BTreeMap<Frontend, Claimed>,
+    at: PackedMap<Frontend, Claimed>,
     own_addresses: BTreeSet<IpAddr>,
 }
 
 #[derive(Debug, Default)]
 struct Places {
-    reached: BTreeSet<Frontend>,
-    served: BTreeSet<Frontend>,
+    reached: Set<Frontend>,
+    served: Set<Frontend>,
 }
 
 /// By Services.
-#[derive(Debug, Default)]
+#[derive(Clone, Debug, Default)]
 struct Claimed {
-    reached: BTreeSet<Key>,
-    served: BTreeSet<Key>,
+    reached: Few<Arc<Key>>,
+    served: Few<Arc<Key>>,
 }
 
 impl ServiceNames {
@@ -45,18 +50,19 @@ impl ServiceNames {
         }
         let mut changed = BTreeSet::new();
         for key in keys {
+            let shared = Arc::new(key.clone());
             let (before, after) = (self.places.remove(&key).unwrap_or_default(), self.places_of(index, &key));
             for at in &before.reached {
-                self.edit(*at, |claimed| _ = claimed.reached.remove(&key));
+                self.edit(*at, |claimed| claimed.reached.remove(&shared));
             }
             for at in &before.served {
-                self.edit(*at, |claimed| _ = claimed.served.remove(&key));
+                self.edit(*at, |claimed| claimed.served.remove(&shared));
             }
             for at in &after.reached {
-                self.edit(*at, |claimed| _ = claimed.reached.insert(key.clone()));
+                self.edit(*at, |claimed| claimed.reached.insert(Arc::clone(&shared)));
             }
             for at in &after.served {
-                self.edit(*at, |claimed| _ = claimed.served.insert(key.clone()));
+                self.edit(*at, |claimed| claimed.served.insert(Arc::clone(&shared)));
             }
             for places in [&before, &after] {
                 changed.extend(places.reached.iter().chain(&places.served));
@@ -69,13 +75,13 @@ impl ServiceNames {
     }
 
     /// `None`: nobody's, or it may be several Services'.
-    pub fn name(&self, at: &Frontend) -> Option<&Key> {
+    pub fn name(&self, at: &Frontend) -> Option<&Arc<Key>> {
         let Claimed { reached, served } = self.at.get(at)?;
         let names = if reached.is_empty() { served } else { reached };
         names.first().filter(|_| names.len() == 1)
     }
 
-    pub fn iter(&self) -> impl Iterator<Item = (Frontend, &Key)> {
+    pub fn iter(&self) -> impl Iterator<Item = (Frontend, &Arc<Key>)> {
         self.at.keys().filter_map(|at| Some((*at, self.name(at)?)))
     }
 
@@ -86,10 +92,10 @@ impl ServiceNames {
     }
 
     fn edit(&mut self, at: Frontend, edit: impl FnOnce(&mut Claimed)) {
-        let claimed = self.at.entry(at).or_default();
-        edit(claimed);
-        if claimed.reached.is_empty() && claimed.served.is_empty() {
-            self.at.remove(&at);
+        let mut claimed = self.at.remove(&at).unwrap_or_default();
+        edit(&mut claimed);
+        if !claimed.reached.is_empty() || !claimed.served.is_empty() {
+            self.at.insert(at, claimed);
         }
     }
 }
@@ -111,7 +117,7 @@ mod tests {
                 let touched = index.take_touched();
                 names.follow(&index, &touched);
                 let want = index.services().names(index.own_addresses());
-                prop_assert_eq!(names.iter().collect::<BTreeMap<_, _>>(), want);
+                prop_assert_eq!(names.iter().map(|(at, key)| (at, &**key)).collect::<BTreeMap<_, _>>(), want);
                 edit(&mut random, &mut index);
             }
         }

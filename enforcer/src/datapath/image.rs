@@ -5,7 +5,7 @@ use std::{collections::BTreeMap, net::IpAddr};
 use bulkhead_ebpf::abi::{Endpoint, Peer, RuleKey};
 use ipnetwork::IpNetwork;
 
-use crate::cluster::Frontend;
+use crate::cluster::{Addresses, Frontend};
 
 /// Key of the rule trie with its prefix length in bits (72, 80 to 96).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -31,7 +31,7 @@ impl From<&Frontend> for ServiceAddress {
 
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Image {
-    pub peers: BTreeMap<IpAddr, Peer>,
+    pub peers: Addresses<Peer>,
     pub prefixes: BTreeMap<IpNetwork, Peer>,
     /// To the identity number that stands for the backends.
     pub services: BTreeMap<ServiceAddress, u32>,

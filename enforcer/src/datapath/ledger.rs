@@ -1,6 +1,6 @@
 //! Writes in the making, and what the maps will hold after them.
 
-use std::{collections::BTreeMap, net::IpAddr};
+use std::collections::BTreeMap;
 
 use bulkhead_ebpf::abi::{Endpoint, Peer};
 use ipnetwork::IpNetwork;
@@ -10,13 +10,14 @@ use super::{
     overlay::Overlay,
     sizes::Sizes,
 };
+use crate::cluster::Addresses;
 
 /// Reads as if the writes so far had been carried out.
 pub(super) struct Ledger<'a> {
-    pub peers: Overlay<'a, IpAddr, Peer>,
-    pub prefixes: Overlay<'a, IpNetwork, Peer>,
-    pub services: Overlay<'a, ServiceAddress, u32>,
-    pub rules: Overlay<'a, Rule, u32>,
+    pub peers: Overlay<'a, Addresses<Peer>>,
+    pub prefixes: Overlay<'a, BTreeMap<IpNetwork, Peer>>,
+    pub services: Overlay<'a, BTreeMap<ServiceAddress, u32>>,
+    pub rules: Overlay<'a, BTreeMap<Rule, u32>>,
     /// Few: copied.
     pub endpoints: BTreeMap<u32, Endpoint>,
     pub ops: Vec<Op>,

@@ -13,7 +13,10 @@ use super::{
     image::Image,
     table::{Counter, Table, TableChanges},
 };
-use crate::policy::model::{BlockSet, Grant, Identity, RuleSet, Scope, Tenancy};
+use crate::{
+    cluster::compact::Text,
+    policy::model::{BlockSet, Grant, Identity, RuleSet, Scope, Tenancy},
+};
 
 /// All numbers of one node.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -23,7 +26,7 @@ pub struct Numbers {
     pub block_sets: Table<Arc<BlockSet>>,
     pub rule_sets: Table<Arc<RuleSet>>,
     pub grants: Table<Arc<Grant>>,
-    pub tenants: Table<String>,
+    pub tenants: Table<Text>,
     endpoints: Counter,
     /// What identities and block sets in the kernel are projected onto.
     pub scope: Scope,
@@ -47,7 +50,7 @@ pub(super) struct Changes {
     #[serde(skip_serializing_if = "TableChanges::is_empty")]
     grants: TableChanges<Arc<Grant>>,
     #[serde(skip_serializing_if = "TableChanges::is_empty")]
-    tenants: TableChanges<String>,
+    tenants: TableChanges<Text>,
     #[serde(skip_serializing_if = "Option::is_none")]
     endpoints: Option<u32>,
     #[serde(skip_serializing_if = "Option::is_none")]

@@ -36,7 +36,7 @@ impl Sizes {
     };
 
     pub fn of(image: &Image) -> Self {
-        let v4_peers = image.peers.keys().filter(|address| address.is_ipv4()).count();
+        let v4_peers = image.peers.len_v4();
         let v4_prefixes = image.prefixes.keys().filter(|prefix| prefix.is_ipv4()).count();
         let v4_services = image.services.keys().filter(|service| service.address.is_ipv4()).count();
         Self {

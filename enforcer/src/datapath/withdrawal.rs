@@ -24,7 +24,7 @@ pub(super) fn withdrawals(
 ) -> Vec<Op> {
     let known = |number: u32| numbers.identities.value(number).map(AsRef::as_ref);
     let lost = image.peers.iter().filter(|(address, peer)| {
-        let Some(now) = compiled.peers.get(*address) else { return true };
+        let Some(now) = compiled.peers.get(address) else { return true };
         match (known(peer.identity), now.identity.as_ref()) {
             (Some(Identity::Pod(before)), Identity::Pod(now)) => !may_be_the_same(before, now),
             (None, Identity::Pod(_)) => peer.identity < FIRST_POD_IDENTITY, // it was a node's
@@ -32,7 +32,7 @@ pub(super) fn withdrawals(
             (None, _) => false,
         }
     });
-    let mut ops: Vec<Op> = lost.map(|(address, _)| Op::RemovePeer(*address)).collect();
+    let mut ops: Vec<Op> = lost.map(|(address, _)| Op::RemovePeer(address)).collect();
     let judge_again = !ops.is_empty();
     for endpoint in image.endpoints.values() {
         let Some(local) = locals.get(&endpoint.ifindex) else { continue };

@@ -4,15 +4,15 @@
 //! size of the cluster. What is replaced or removed stays known for [`MEMORY`]: the end of a connection
 //! is often told after its pod is gone, and its address may have a new owner by then.
 
-use std::{collections::BTreeMap, hash::Hash, net::IpAddr, sync::Arc, time::Duration};
+use std::{net::IpAddr, sync::Arc, time::Duration};
 
 use bulkhead_ebpf::abi;
 use ipnetwork::IpNetwork;
-use rpds::HashTrieMapSync;
 
 use crate::{
     cluster::{
-        Frontend,
+        Frontend, PackedMap,
+        compact::Text,
         object::{Key, Labels, Pod},
     },
     policy::model::{Grant, RuleSet},
@@ -24,7 +24,7 @@ pub const MEMORY: Duration = Duration::from_mins(2);
 #[derive(Clone, Debug, Default)]
 pub struct Names {
     /// Pods and nodes, by exact address.
-    pub parties: Known<IpAddr, Arc<Party>>,
+    pub parties: Known<IpAddr, Party>,
     /// Local pods, by endpoint number.
     pub endpoints: Known<u32, Arc<LocalPod>>,
     /// By rule number.
@@ -45,7 +45,7 @@ pub struct Party {
     /// Identity number in the datapath.
     pub identity: u32,
     /// `None`: shared, or not known.
-    pub tenant: Option<String>,
+    pub tenant: Option<Text>,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -124,7 +124,7 @@ impl Names {
     /// number if it looked one up, otherwise by the pod networks.
     pub fn party(&self, address: IpAddr, identity: u32, time: u64) -> Arc<Party> {
         if let Some(party) = self.parties.at(&address, time) {
-            return Arc::clone(party);
+            return Arc::new(party.clone());
         }
         let pod_network = || self.pod_networks.iter().any(|n| n.contains(address));
         let (who, identity) = match identity {
@@ -147,21 +147,21 @@ impl Names {
 /// All that is current, for [`Names::next`].
 #[derive(Clone, Debug, Default)]
 pub struct Tables {
-    pub parties: BTreeMap<IpAddr, Arc<Party>>,
-    pub endpoints: BTreeMap<u32, Arc<LocalPod>>,
-    pub grants: BTreeMap<u32, Arc<Grant>>,
-    pub rule_sets: BTreeMap<u32, Arc<RuleSet>>,
-    pub policies: BTreeMap<Key, Arc<PolicyInfo>>,
-    pub services: BTreeMap<Frontend, Arc<Key>>,
+    pub parties: PackedMap<IpAddr, Party>,
+    pub endpoints: PackedMap<u32, Arc<LocalPod>>,
+    pub grants: PackedMap<u32, Arc<Grant>>,
+    pub rule_sets: PackedMap<u32, Arc<RuleSet>>,
+    pub policies: PackedMap<Key, Arc<PolicyInfo>>,
+    pub services: PackedMap<Frontend, Arc<Key>>,
     pub pod_networks: Vec<IpNetwork>,
 }
 
 /// A map that remembers, for each key, the last value that is no longer current. Times are nanoseconds of
 /// `CLOCK_MONOTONIC`.
 #[derive(Clone, Debug)]
-pub struct Known<K: Hash + Eq, V> {
-    current: HashTrieMapSync<K, V>,
-    gone: HashTrieMapSync<K, Gone<V>>,
+pub struct Known<K, V> {
+    current: PackedMap<K, V>,
+    gone: PackedMap<K, Gone<V>>,
 }
 
 #[derive(Clone, Debug)]
@@ -170,27 +170,28 @@ struct Gone<V> {
     since: u64,
 }
 
-impl<K: Hash + Eq, V> Default for Known<K, V> {
+impl<K, V> Default for Known<K, V> {
     fn default() -> Self {
-        Self { current: HashTrieMapSync::new_sync(), gone: HashTrieMapSync::new_sync() }
+        Self { current: PackedMap::new(), gone: PackedMap::new() }
     }
 }
 
-impl<K: Hash + Eq + Clone, V: Clone + PartialEq> Known<K, V> {
+impl<K: Ord + Clone, V: Clone + PartialEq> Known<K, V> {
     /// Whether that is new.
     pub fn set(&mut self, key: K, value: V, now: u64) -> bool {
         if self.current.get(&key) == Some(&value) {
             return false;
         }
-        self.remove(&key, now);
-        self.current.insert_mut(key, value);
+        if let Some(value) = self.current.insert(key.clone(), value) {
+            self.gone.insert(key, Gone { value, since: now });
+        }
         true
     }
 
     pub fn remove(&mut self, key: &K, now: u64) {
-        let Some(value) = self.current.get(key).cloned() else { return };
-        self.current.remove_mut(key);
-        self.gone.insert_mut(key.clone(), Gone { value, since: now });
+        if let Some(value) = self.current.remove(key) {
+            self.gone.insert(key.clone(), Gone { value, since: now });
+        }
     }
 
     /// What the key meant at `time`, or has come to mean, or last meant.
@@ -210,16 +211,17 @@ impl<K: Hash + Eq + Clone, V: Clone + PartialEq> Known<K, V> {
     }
 
     /// Exactly these are current. Costs their number.
-    pub fn become_all(&mut self, all: BTreeMap<K, V>, now: u64)
-    where
-        K: Ord,
-    {
+    pub fn become_all(&mut self, all: PackedMap<K, V>, now: u64) {
+        if self.current.is_empty() {
+            self.current = all; // at the start, when there is no room to waste
+            return;
+        }
         let removed: Vec<K> = self.current.keys().filter(|k| !all.contains_key(k)).cloned().collect();
         for key in &removed {
             self.remove(key, now);
         }
-        for (key, value) in all {
-            self.set(key, value, now);
+        for (key, value) in all.iter() {
+            self.set(key.clone(), value.clone(), now);
         }
     }
 
@@ -227,7 +229,7 @@ impl<K: Hash + Eq + Clone, V: Clone + PartialEq> Known<K, V> {
         let old: Vec<K> =
             self.gone.iter().filter(|(_, g)| g.since < before).map(|(k, _)| k.clone()).collect();
         for key in &old {
-            self.gone.remove_mut(key);
+            self.gone.remove(key);
         }
         !old.is_empty()
     }

@@ -122,8 +122,8 @@ impl Flow {
             }),
             rules: rules(&self.decided),
             tenant: Tenants {
-                source: self.source.tenant.clone(),
-                destination: self.destination.tenant.clone(),
+                source: self.source.tenant.as_deref().map(str::to_owned),
+                destination: self.destination.tenant.as_deref().map(str::to_owned),
             },
             connection: match (self.seen.kind, self.started) {
                 (Kind::New, _) => Some(Connection::New),

@@ -17,7 +17,6 @@ use super::{
 };
 use crate::cluster::{
     Index, Owner,
-    compact::Set,
     object::{ContainerPort, Labels, Pod},
 };
 
@@ -60,6 +59,7 @@ impl<T> Default for Interner<T> {
 pub(super) struct Classes {
     identities: Interner<Identity>,
     block_sets: Interner<BlockSet>,
+    peers: Interner<PeerInfo>,
     /// Those of the scope's blocks and of the index' pod networks.
     pub prefixes: Prefixes,
 }
@@ -74,6 +74,7 @@ impl Classes {
     }
 
     pub fn sweep(&mut self) {
+        self.peers.sweep(); // first: it has the others
         self.identities.sweep();
         self.block_sets.sweep();
     }
@@ -131,10 +132,10 @@ impl<'a> Classifier<'a> {
         address: IpAddr,
         owner: Owner<'a>,
         prefixes: &BTreeMap<IpNetwork, PeerInfo>,
-    ) -> PeerInfo {
+    ) -> Arc<PeerInfo> {
         let around = self.classes.prefixes.around(address).and_then(|prefix| prefixes.get(&prefix));
         let blocks = around.map(|peer| Arc::clone(&peer.blocks)).unwrap_or_default();
-        match owner {
+        let peer = match owner {
             Owner::Pod(pod) => PeerInfo {
                 identity: self.identity(pod),
                 blocks: self.classes.block_sets.intern(BlockSet {
@@ -142,12 +143,13 @@ impl<'a> Classifier<'a> {
                     blocks: blocks.blocks.clone(),
                     ports: named(&pod.ports, &self.scope.block_port_names),
                 }),
-                tenant: self.tenant(pod).map_or(Tenancy::Shared, Tenancy::Tenant),
+                tenant: self.tenant(pod).map_or(Tenancy::Shared, |tenant| Tenancy::Tenant(tenant.into())),
             },
             Owner::ThisNode => self.other(Identity::Host, blocks, Tenancy::Shared),
             Owner::OtherNode(_) => self.other(Identity::RemoteNode, blocks, Tenancy::Shared),
             Owner::Contested => self.other(Identity::UnknownPod, blocks, Tenancy::Unknown),
-        }
+        };
+        self.classes.peers.intern(peer)
     }
 
     pub fn tenant(&mut self, pod: &'a Pod) -> Option<String> {
@@ -179,6 +181,6 @@ fn project(labels: &Labels, keys: &BTreeSet<String>) -> Labels {
     labels.iter().filter(|(key, _)| keys.contains(&***key)).map(|(k, v)| (k.clone(), v.clone())).collect()
 }
 
-fn named(ports: &Set<ContainerPort>, names: &BTreeSet<String>) -> BTreeSet<ContainerPort> {
+fn named(ports: &[ContainerPort], names: &BTreeSet<String>) -> BTreeSet<ContainerPort> {
     ports.iter().filter(|port| names.contains(&port.name)).cloned().collect()
 }

@@ -13,7 +13,6 @@ use super::{
 };
 use crate::cluster::{
     Index,
-    compact::Set,
     object::{ContainerPort, Key, NetworkPolicy, Pod, Port, Ports, Rule},
 };
 
@@ -110,7 +109,7 @@ impl Parts {
 }
 
 /// Those of the subject's ports that some ingress rule names: the others must not split rule sets.
-fn referred_ports(ports: &Set<ContainerPort>, ingress: &DirectionRules) -> BTreeSet<ContainerPort> {
+fn referred_ports(ports: &[ContainerPort], ingress: &DirectionRules) -> BTreeSet<ContainerPort> {
     if ports.is_empty() {
         return BTreeSet::new();
     }

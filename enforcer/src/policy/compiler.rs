@@ -8,7 +8,7 @@
 //! the index' own scope. A key that comes into scope or goes out of it looks at every pod once, for that key only.
 
 use std::{
-    collections::{BTreeMap, BTreeSet, HashMap},
+    collections::{BTreeMap, BTreeSet},
     net::IpAddr,
     sync::Arc,
 };
@@ -26,7 +26,7 @@ use super::{
     service::Projection,
 };
 use crate::cluster::{
-    Frontend, Index, Touched,
+    Frontend, Index, PackedMap, Touched,
     object::{IpBlock, Key, Labels, NetworkPolicy, Pod},
 };
 
@@ -38,7 +38,7 @@ pub struct Compiler {
     scope: Scope,
     mentions: Mentions,
     /// As compiled: an edit must know what it replaces.
-    policies: HashMap<Key, Arc<NetworkPolicy>>,
+    policies: PackedMap<Key, Arc<NetworkPolicy>>,
     pod_networks: BTreeSet<IpNetwork>,
     classes: Classes,
     frontends: Frontends,
@@ -70,7 +70,7 @@ impl Compiler {
             settings,
             scope: Scope::default(),
             mentions: Mentions::default(),
-            policies: HashMap::new(),
+            policies: PackedMap::new(),
             pod_networks: BTreeSet::new(),
             classes: Classes::default(),
             frontends: Frontends::default(),
@@ -198,7 +198,7 @@ impl Compiler {
     fn spread(&self, mentions: &Scope, index: &Index, work: &mut Work) {
         for IpBlock { cidr, .. } in &mentions.blocks {
             let (first, last) = bounds(*cidr);
-            work.addresses.extend(self.compiled.peers.range(first..=last).map(|(address, _)| *address));
+            work.addresses.extend(self.compiled.peers.between(first, last));
             work.prefixes.extend(self.classes.prefixes.within(*cidr));
         }
         let has = |labels: &Labels, keys: &BTreeSet<String>| keys.iter().any(|key| labels.contains_key(key));
@@ -233,7 +233,15 @@ impl Compiler {
         for address in work.addresses {
             let owner = index.owner(address);
             let peer = owner.map(|owner| classifier.peer(address, owner, &compiled.prefixes));
-            if replace(&mut compiled.peers, address, peer) {
+            let changed = match peer {
+                Some(peer) if compiled.peers.get(&address) == Some(&peer) => false,
+                Some(peer) => {
+                    compiled.peers.insert(address, peer);
+                    true
+                }
+                None => compiled.peers.remove(&address).is_some(),
+            };
+            if changed {
                 delta.peers.insert(address);
             }
         }

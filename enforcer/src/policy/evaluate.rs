@@ -237,7 +237,7 @@ pub(crate) fn isolated_by(policy: &EndpointPolicy, direction: Direction) -> Stri
 pub(crate) fn boundary(policy: &EndpointPolicy, peer: &PeerInfo, direction: Direction) -> String {
     let own = policy.tenant.as_deref().unwrap_or_default();
     let theirs = match &peer.tenant {
-        Tenancy::Tenant(tenant) => tenant.as_str(),
+        Tenancy::Tenant(tenant) => tenant,
         Tenancy::Unknown => "unknown pod address",
         Tenancy::Shared => "shared",
     };

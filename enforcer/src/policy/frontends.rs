@@ -3,27 +3,33 @@
 use std::{
     collections::{BTreeMap, BTreeSet},
     net::IpAddr,
+    sync::Arc,
 };
 
 use ipnetwork::IpNetwork;
 
 use super::prefixes::bounds;
-use crate::cluster::{Frontend, Index, Owner, object::Key, service::PortRef};
+use crate::cluster::{
+    Addresses, Frontend, Index, Owner, PackedMap,
+    compact::{Few, Set},
+    object::Key,
+    service::PortRef,
+};
 
 /// Of every Service as last looked at: where it is reached from this node, and who stands behind it.
 #[derive(Debug, Default)]
 pub(super) struct Frontends {
-    known: BTreeMap<Key, Known>,
-    by_frontend: BTreeMap<Frontend, BTreeSet<Key>>,
-    by_backend: BTreeMap<IpAddr, BTreeSet<Key>>,
-    with_node_ports: BTreeSet<Key>,
+    known: BTreeMap<Arc<Key>, Known>,
+    by_frontend: PackedMap<Frontend, Few<Arc<Key>>>,
+    by_backend: Addresses<Few<Arc<Key>>>,
+    with_node_ports: BTreeSet<Arc<Key>>,
     own_addresses: BTreeSet<IpAddr>,
 }
 
 #[derive(Debug, Default)]
 struct Known {
-    frontends: BTreeSet<Frontend>,
-    backends: BTreeSet<IpAddr>,
+    frontends: Set<Frontend>,
+    backends: Set<IpAddr>,
 }
 
 impl Frontends {
@@ -67,7 +73,7 @@ impl Frontends {
     /// Frontends with a backend in this network.
     pub fn leading_into(&self, network: IpNetwork) -> impl Iterator<Item = Frontend> {
         let (first, last) = bounds(network);
-        self.by_backend.range(first..=last).flat_map(|(_, keys)| keys).flat_map(|key| self.of(key))
+        self.by_backend.between(first, last).flat_map(|address| self.leading_to(address))
     }
 
     /// Who is reached there; empty: nobody any more.
@@ -84,34 +90,48 @@ impl Frontends {
 
     fn replace(&mut self, index: &Index, key: &Key, changed: &mut BTreeSet<Frontend>) {
         if let Some(old) = self.known.remove(key) {
-            old.frontends.iter().for_each(|frontend| unlink(&mut self.by_frontend, frontend, key));
-            old.backends.iter().for_each(|backend| unlink(&mut self.by_backend, backend, key));
+            for frontend in &old.frontends {
+                let left = self.by_frontend.get_mut(frontend).map(|keys| without(keys, key));
+                if left == Some(0) {
+                    self.by_frontend.remove(frontend);
+                }
+            }
+            for backend in &old.backends {
+                let left = self.by_backend.get_mut(backend).map(|keys| without(keys, key));
+                if left == Some(0) {
+                    self.by_backend.remove(backend);
+                }
+            }
             changed.extend(old.frontends);
         }
         self.with_node_ports.remove(key);
         let Some(service) = index.services().service(key) else { return };
-        let frontends: BTreeSet<Frontend> =
+        let frontends: Set<Frontend> =
             service.frontends(self.own_addresses.iter().copied()).map(|(frontend, _)| frontend).collect();
-        let backends = index.services().backend_addresses(key);
+        let backends = Set::from(index.services().backend_addresses(key));
+        let key = Arc::new(key.clone());
         for frontend in &frontends {
-            self.by_frontend.entry(*frontend).or_default().insert(key.clone());
+            match self.by_frontend.get_mut(frontend) {
+                Some(keys) => keys.insert(Arc::clone(&key)),
+                None => _ = self.by_frontend.insert(*frontend, [Arc::clone(&key)].into()),
+            }
         }
         for backend in &backends {
-            self.by_backend.entry(*backend).or_default().insert(key.clone());
+            match self.by_backend.get_mut(backend) {
+                Some(keys) => keys.insert(Arc::clone(&key)),
+                None => _ = self.by_backend.insert(*backend, [Arc::clone(&key)].into()),
+            }
         }
         if service.ports.iter().any(|port| port.node_port.is_some()) {
-            self.with_node_ports.insert(key.clone());
+            self.with_node_ports.insert(Arc::clone(&key));
         }
         changed.extend(&frontends);
-        self.known.insert(key.clone(), Known { frontends, backends });
+        self.known.insert(key, Known { frontends, backends });
     }
 }
 
-fn unlink<K: Ord>(links: &mut BTreeMap<K, BTreeSet<Key>>, from: &K, to: &Key) {
-    if let Some(keys) = links.get_mut(from) {
-        keys.remove(to);
-        if keys.is_empty() {
-            links.remove(from);
-        }
-    }
+/// How many are left.
+fn without(keys: &mut Few<Arc<Key>>, key: &Key) -> usize {
+    *keys = keys.iter().filter(|known| ***known != *key).cloned().collect();
+    keys.len()
 }

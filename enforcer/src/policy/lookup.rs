@@ -24,7 +24,10 @@ impl Compiled {
     /// The exact address, else the longest prefix; `None` only if nothing was compiled.
     pub fn peer(&self, address: IpAddr) -> Option<&PeerInfo> {
         let prefix = |length| self.prefixes.get(&truncated(address, length));
-        self.peers.get(&address).or_else(|| (0..=full_length(address)).rev().find_map(prefix))
+        self.peers
+            .get(&address)
+            .map(Arc::as_ref)
+            .or_else(|| (0..=full_length(address)).rev().find_map(prefix))
     }
 }
 
@@ -110,7 +113,7 @@ pub fn decide(
 fn is_boundary(own: Option<&str>, peer: &Tenancy) -> bool {
     match (own, peer) {
         (None, _) | (_, Tenancy::Shared) => false,
-        (Some(own), Tenancy::Tenant(theirs)) => own != theirs,
+        (Some(own), Tenancy::Tenant(theirs)) => own != &**theirs,
         (Some(_), Tenancy::Unknown) => true,
     }
 }

@@ -7,7 +7,6 @@
 use std::{
     collections::{BTreeMap, BTreeSet},
     fmt,
-    net::IpAddr,
     sync::Arc,
 };
 
@@ -15,7 +14,7 @@ use ipnetwork::IpNetwork;
 use serde::{Deserialize, Serialize};
 
 use crate::cluster::{
-    Frontend,
+    Addresses, Frontend,
     compact::Text,
     object::{ContainerPort, IpBlock, Key, Labels, Protocol, Rule},
 };
@@ -24,7 +23,7 @@ use crate::cluster::{
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Compiled {
     /// Pods and nodes, by exact address.
-    pub peers: BTreeMap<IpAddr, PeerInfo>,
+    pub peers: Addresses<Arc<PeerInfo>>,
     /// Everybody else, by longest prefix: pod networks, ipBlocks, and always `0.0.0.0/0` and `::/0`.
     pub prefixes: BTreeMap<IpNetwork, PeerInfo>,
     /// Where this node's pods reach Services, always as [`Identity::Service`].
@@ -53,7 +52,7 @@ pub enum Tenancy {
     /// No tenant: `NetworkPolicy` alone decides.
     #[default]
     Shared,
-    Tenant(String),
+    Tenant(Text),
     /// An unknown address of the pod network: another tenant than any tenant (semantics 40).
     Unknown,
 }

@@ -21,7 +21,7 @@ use super::{
         RuleSet, ServiceClass,
     },
 };
-use crate::cluster::{Frontend, Index, object::Protocol, service::PortRef};
+use crate::cluster::{Addresses, Frontend, Index, object::Protocol, service::PortRef};
 
 /// The class of every frontend; equal classes share an allocation.
 pub(super) fn services(
@@ -40,7 +40,7 @@ pub(super) struct Projection<'a> {
     index: &'a Index,
     settings: &'a Settings,
     classes: &'a mut Classes,
-    peers: &'a BTreeMap<IpAddr, PeerInfo>,
+    peers: &'a Addresses<Arc<PeerInfo>>,
     prefixes: &'a BTreeMap<IpNetwork, PeerInfo>,
     /// A node port has a frontend for each address of the node: its class is made once.
     known: HashMap<(BTreeSet<PortRef<'a>>, Reached), Arc<Identity>>,
@@ -132,7 +132,7 @@ impl<'a> Projection<'a> {
     /// `None` only if there is no prefix for everything else.
     fn peer(&self, address: IpAddr) -> Option<&PeerInfo> {
         let prefix = || self.classes.prefixes.around(address).and_then(|around| self.prefixes.get(&around));
-        self.peers.get(&address).or_else(prefix)
+        self.peers.get(&address).map(Arc::as_ref).or_else(prefix)
     }
 }
 

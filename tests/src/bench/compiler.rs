@@ -13,7 +13,6 @@ use anyhow::{Context, Result};
 use bulkhead::{
     cluster::{
         Index, Owner,
-        compact::Set,
         object::{
             IpBlock, Key, Labels, NAMESPACE_NAME_LABEL, Namespace, NetworkPolicy, Node, Object, Operator,
             Peer, Pod, Port, Ports, Protocol, Requirement, Rule, Selector, Workload,
@@ -204,7 +203,7 @@ impl Bench {
         let mut names = Names::default();
         for (address, owner) in self.index.owned_addresses() {
             let Owner::Pod(pod) = owner else { continue };
-            names.parties.set(address, Arc::new(party(pod, address)), 0);
+            names.parties.set(address, party(pod, address), 0);
         }
         names
     }
@@ -242,8 +241,11 @@ impl Bench {
             host_network: false,
             finished: false,
             ips: [IpAddr::from(Ipv4Addr::from(0x0a00_0000 + ((number / 200) << 8) + host))].into(),
-            ports: Set::new(),
-            workload: Some(Workload { kind: "Deployment".into(), name: format!("app-{app}").into() }),
+            ports: [].into(),
+            workload: Some(Arc::new(Workload {
+                kind: "Deployment".into(),
+                name: format!("app-{app}").into(),
+            })),
         }
     }
 

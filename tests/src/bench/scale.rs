@@ -36,6 +36,9 @@ pub struct Options {
     policies: u32,
     #[arg(long, default_value_t = 2_000)]
     services: u32,
+    /// Endpoints of each Service
+    #[arg(long, default_value_t = 5)]
+    endpoints: u32,
     /// Pods that run on the agent's node
     #[arg(long, default_value_t = 20)]
     local: u32,
@@ -175,13 +178,13 @@ fn kind(kind: &str) -> Resource {
 }
 
 fn objects(options: &Options) -> impl Iterator<Item = Value> + use<> {
-    let Options { pods, nodes, namespaces, policies, services, .. } = options.clone();
+    let Options { pods, nodes, namespaces, policies, services, endpoints, .. } = options.clone();
     (1..namespaces)
         .map(namespace)
         .chain((2..nodes).map(node))
         .chain((1..pods).map(move |number| pod(number, nodes, namespaces)))
         .chain((0..policies).map(move |number| policy(number, namespaces)))
-        .chain((0..services).flat_map(move |number| service(number, namespaces, nodes)))
+        .chain((0..services).flat_map(move |number| service(number, namespaces, nodes, endpoints)))
 }
 
 fn namespace(number: u32) -> Value {
@@ -287,10 +290,10 @@ fn policy(number: u32, namespaces: u32) -> Value {
     })
 }
 
-fn service(number: u32, namespaces: u32, nodes: u32) -> [Value; 2] {
+fn service(number: u32, namespaces: u32, nodes: u32, endpoints: u32) -> [Value; 2] {
     let (space, name) = (number % namespaces, format!("service-{number}"));
-    let endpoints: Vec<_> = (1..6)
-        .map(|n| json!({"addresses": [address(number * 7 + n, nodes)], "conditions": {"ready": true, "serving": true}}))
+    let endpoints: Vec<_> = (1..=endpoints)
+        .map(|n| json!({"addresses": [address(number * endpoints + n, nodes)], "conditions": {"ready": true, "serving": true}}))
         .collect();
     let ip = Ipv4Addr::from(0x0a60_0000 + number);
     [

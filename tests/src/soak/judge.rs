@@ -8,10 +8,7 @@
 use std::{collections::BTreeSet, fmt::Write, net::IpAddr, sync::Arc};
 
 use bulkhead::{
-    cluster::{
-        compact::Set,
-        object::{Key, Kind, Object, Pod},
-    },
+    cluster::object::{Key, Kind, Object, Pod},
     policy::{
         Settings,
         probe::{EndpointRef, Probe, ProbeProtocol},
@@ -215,7 +212,7 @@ fn as_known(pods: &[Arc<Object>], newest: &[Arc<Object>], subject: &End, other: 
 
 fn withdraw(pod: &mut Pod, addresses: &BTreeSet<IpAddr>) {
     let left: BTreeSet<_> = pod.ips.iter().copied().filter(|ip| !addresses.contains(ip)).collect();
-    pod.ips = Set::from(left);
+    pod.ips = left.into();
 }
 
 #[cfg(test)]

@@ -1,21 +1,17 @@
 //! Parts of the index that answer like the whole about what one question needs, without a copy of everything.
 
-use std::{
-    collections::{BTreeMap, BTreeSet},
-    net::IpAddr,
-    sync::Arc,
-};
+use std::{collections::BTreeSet, net::IpAddr, sync::Arc};
 
-use super::{Claim, Index, Key, Pod, Touched, Words, canonical};
+use super::{Addresses, Claim, Claims, Index, Key, PackedMap, Pod, Touched, Words, canonical};
 
 impl Index {
     /// Everything but pods, and of these the named ones and whoever claims one of the addresses: who owns these
     /// addresses, what the named pods are and which policies select them is as here.
     #[must_use]
     pub fn narrowed(&self, pods: &BTreeSet<Key>, addresses: &BTreeSet<IpAddr>) -> Self {
-        let claims = addresses.iter().filter_map(|address| self.claims.get(&canonical(*address))).flatten();
-        let claimants = claims.filter_map(|claim| match claim {
-            Claim::Pod(pod) | Claim::HostPod { pod, .. } => Some(pod),
+        let claims = addresses.iter().filter_map(|address| self.claims.get(&canonical(*address)));
+        let claimants = claims.flat_map(Claims::as_slice).filter_map(|claim| match claim {
+            Claim::Pod(pod) | Claim::HostPod(pod) => Some(&pod.key),
             Claim::Node(_) => None,
         });
         let kept: BTreeSet<&Key> = pods.iter().chain(claimants).collect();
@@ -39,7 +35,7 @@ impl Index {
         self.with_pods(self.pods.clone())
     }
 
-    fn with_pods(&self, pods: BTreeMap<Key, Arc<Pod>>) -> Self {
+    fn with_pods(&self, pods: PackedMap<Key, Arc<Pod>>) -> Self {
         Self {
             node: self.node.clone(),
             local_addresses: self.local_addresses.clone(),
@@ -51,7 +47,7 @@ impl Index {
             policies: self.policies.clone(),
             shares: self.shares.clone(),
             services: self.services.clone(),
-            claims: BTreeMap::new(),
+            claims: Addresses::default(),
             words: Words::default(),
             touched: Touched::default(),
         }

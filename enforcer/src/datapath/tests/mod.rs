@@ -19,7 +19,6 @@ use super::{DatapathError, Image, Local, Op, Rule, ServiceAddress, Sizes, Tables
 use crate::{
     cluster::{
         Index,
-        compact::Set,
         object::{
             IpBlock, Key, Labels, Namespace, NetworkPolicy, Node, Object, Operator, Peer as PolicyPeer, Pod,
             Port, Ports, Protocol, Requirement, Rule as PolicyRule, Selector,
@@ -130,7 +129,7 @@ fn cluster(policies: &[NetworkPolicy]) -> Index {
             host_network: false,
             finished: false,
             ips: [address.parse().expect("address")].into(),
-            ports: Set::new(),
+            ports: [].into(),
             workload: None,
         }));
     }

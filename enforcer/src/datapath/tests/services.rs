@@ -27,7 +27,7 @@ pub fn serve(index: &mut Index, number: u8, protocol: Protocol, backends_port: u
         service: key.name.to_string(),
         key,
         addresses: backends.iter().map(|a| a.parse().expect("address")).collect(),
-        draining: BTreeSet::new(),
+        draining: [].into(),
         ports: [SlicePort { name: String::new(), protocol, port: backends_port }].into(),
         defective: false,
     }));

@@ -10,7 +10,6 @@ use super::{Image, Local, Model, Tables, allows};
 use crate::{
     cluster::{
         Index,
-        compact::Set,
         object::{Key, Labels, Namespace, Node, Object, Pod},
     },
     policy::{Compiler, Settings},
@@ -59,7 +58,7 @@ fn cluster(tenants: Tenants) -> Index {
             host_network: false,
             finished: false,
             ips: [address.parse().expect("address")].into(),
-            ports: Set::new(),
+            ports: [].into(),
             workload: None,
         }));
     }

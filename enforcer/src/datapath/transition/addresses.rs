@@ -31,10 +31,10 @@ impl Draft<'_> {
                 prefixes = delta.prefixes.iter().copied().collect();
             }
             Changed::Everything => {
-                peers = compiled.peers.keys().chain(self.ledger.peers.keys()).copied().collect();
+                peers = compiled.peers.keys().chain(self.ledger.peers.keys()).collect();
                 let gone =
                     self.ledger.prefixes.keys().filter(|prefix| !compiled.prefixes.contains_key(prefix));
-                prefixes = compiled.prefixes.keys().chain(gone).copied().collect();
+                prefixes = compiled.prefixes.keys().copied().chain(gone).collect();
             }
         }
         // An interface may have come or gone, or what holds for its address may be its prefix' business.

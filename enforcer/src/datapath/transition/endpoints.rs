@@ -116,7 +116,8 @@ impl Draft<'_> {
         }
         let policy = local.pod.as_ref().and_then(|pod| compiled.endpoints.get_key_value(pod));
         if let Some((_, policy)) = policy {
-            let tenancy = policy.tenant.clone().map_or(Tenancy::Shared, Tenancy::Tenant);
+            let tenancy =
+                policy.tenant.as_deref().map_or(Tenancy::Shared, |tenant| Tenancy::Tenant(tenant.into()));
             endpoint.tenant = TenantWord::new(self.numbers.tenant(&tenancy), 0);
         }
         if let Some((pod, policy)) = policy.filter(|(pod, _)| !self.keeps(local, pod)) {

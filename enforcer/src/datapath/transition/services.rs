@@ -38,7 +38,7 @@ impl Draft<'_> {
             known.into_iter().map(|(frontend, class)| (frontend, self.identity(class))).collect();
         let mut gone: BTreeSet<ServiceAddress> = match changed {
             Changed::Only(delta) => delta.services.iter().map(ServiceAddress::from).collect(),
-            Changed::Everything => self.ledger.services.keys().copied().collect(),
+            Changed::Everything => self.ledger.services.keys().collect(),
         };
         for (frontend, _) in &listed {
             gone.remove(&frontend.into());

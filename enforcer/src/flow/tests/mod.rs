@@ -19,7 +19,6 @@ use super::{
 use crate::{
     cluster::{
         Frontend,
-        compact::Set,
         object::{Key, Peer, Pod, Port, Ports, Protocol, Rule, Selector, Workload},
     },
     policy::model::{DirectionRules, Grant, PolicyRules, RuleRef, RuleSet},
@@ -41,8 +40,8 @@ const CART_ENDPOINT: u32 = 12;
 const CART_RULES: u32 = 7;
 const ALLOW_FRONT: u32 = 41;
 
-fn pod(namespace: &str, name: &str, app: &str, identity: u32, endpoint: u32) -> Arc<Party> {
-    Arc::new(Party {
+fn pod(namespace: &str, name: &str, app: &str, identity: u32, endpoint: u32) -> Party {
+    Party {
         who: Who::Pod {
             pod: Arc::new(Pod {
                 key: Key::new(namespace, name),
@@ -51,15 +50,15 @@ fn pod(namespace: &str, name: &str, app: &str, identity: u32, endpoint: u32) -> 
                 node: None,
                 host_network: false,
                 finished: false,
-                ips: Set::new(),
-                ports: Set::new(),
-                workload: Some(Workload { kind: "Deployment".into(), name: app.into() }),
+                ips: [].into(),
+                ports: [].into(),
+                workload: Some(Arc::new(Workload { kind: "Deployment".into(), name: app.into() })),
             }),
             endpoint,
         },
         identity,
         tenant: (namespace == "shop").then(|| "acme".into()),
-    })
+    }
 }
 
 fn tables() -> Tables {
@@ -75,16 +74,16 @@ fn tables() -> Tables {
     Tables {
         parties: [
             (FRONT.into(), pod("shop", "front-0", "front", 300, 11)),
-            (CART.into(), Arc::clone(&cart)),
-            (CART6.into(), Arc::clone(&cart)),
-            (INTRUDER.into(), Arc::clone(&intruder)),
+            (CART.into(), cart.clone()),
+            (CART6.into(), cart.clone()),
+            (INTRUDER.into(), intruder.clone()),
             (INTRUDER6.into(), intruder),
         ]
         .into(),
         endpoints: [(
             CART_ENDPOINT,
             Arc::new(LocalPod {
-                party: cart,
+                party: Arc::new(cart),
                 addresses: vec![CART.into(), CART6.into()],
                 rule_set: CART_RULES,
                 ifindex: 5,

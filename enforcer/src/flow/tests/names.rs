@@ -3,8 +3,8 @@
 use super::*;
 use crate::flow::names::MEMORY;
 
-fn at(names: &Names, bytes: [u8; 4], time: u64) -> Arc<Party> {
-    names.party(address(bytes), 0, time)
+fn at(names: &Names, bytes: [u8; 4], time: u64) -> Party {
+    Party::clone(&names.party(address(bytes), 0, time))
 }
 
 #[test]
@@ -12,7 +12,7 @@ fn a_late_event_names_the_pod_that_had_the_address_then() {
     let before = names();
     let successor = pod("shop", "cart-1", "cart", 301, 13);
     let mut tables = tables();
-    tables.parties.insert(address(CART), Arc::clone(&successor));
+    tables.parties.insert(address(CART), successor.clone());
     let after = before.next(tables, 100);
 
     assert_eq!(at(&after, CART, 99), pod("shop", "cart-0", "cart", 301, CART_ENDPOINT));

@@ -226,7 +226,7 @@ impl Random {
             }
         }
         let mut made =
-            vec![Object::Service(Service { key: key.clone(), addresses: parsed(&addresses), ports })];
+            vec![Object::Service(Service { key: key.clone(), addresses: parsed(&addresses).into(), ports })];
         for slice in 0..self.below(4) {
             let namespace = if self.chance(95) { key.namespace.as_ref() } else { self.pick(&NAMESPACES) };
             let ipv4 = self.chance(75);
@@ -239,7 +239,7 @@ impl Random {
                 key: Key::new(namespace, format!("s{number}-{slice}")),
                 service: key.name.to_string(),
                 addresses,
-                draining: BTreeSet::new(),
+                draining: [].into(),
                 ports: (0..=self.below(2)).map(|_| port(self)).collect(),
                 defective: false,
             }));

@@ -23,7 +23,12 @@ fn differences(before: &Compiled, after: &Compiled) -> Delta {
         all.filter(|key| before.get(*key) != after.get(*key)).cloned().collect()
     }
     Delta {
-        peers: keys(&before.peers, &after.peers),
+        peers: before
+            .peers
+            .keys()
+            .chain(after.peers.keys())
+            .filter(|address| before.peers.get(address) != after.peers.get(address))
+            .collect(),
         prefixes: keys(&before.prefixes, &after.prefixes),
         services: keys(&before.services, &after.services),
         endpoints: keys(&before.endpoints, &after.endpoints),

@@ -130,7 +130,7 @@ proptest! {
         let case = Case::of(seed, 0);
         let mut simulator = Simulator::new(case.index(), case.settings.clone());
         let compiled = simulator.compiled(Some("n1"));
-        let peers = || compiled.peers.values().chain(compiled.prefixes.values());
+        let peers = || compiled.peers.values().map(AsRef::as_ref).chain(compiled.prefixes.values());
         for endpoint in compiled.endpoints.values() {
             let identities = peers().map(|p| &p.identity).chain(compiled.services.values());
             let all = endpoint.rules.entries(identities, peers().map(|p| &p.blocks));

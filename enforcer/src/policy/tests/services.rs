@@ -29,13 +29,14 @@ fn service(name: &str, number: u8, targets: &[&str]) -> Vec<Object> {
     };
     let key = Key::new("shop", name);
     let addresses = parsed(&[&format!("10.96.0.{number}"), &format!("fd00:96::{number}")]);
-    let mut objects = vec![Object::Service(Service { key, addresses, ports: ports.map(port).into() })];
+    let mut objects =
+        vec![Object::Service(Service { key, addresses: addresses.into(), ports: ports.map(port).into() })];
     objects.extend(targets.iter().enumerate().map(|(i, target)| {
         let (address, port) = target.split_once(' ').expect("address port");
         Object::EndpointSlice(EndpointSlice {
             key: Key::new("shop", format!("{name}-{i}")),
             service: name.into(),
-            addresses: parsed(&[address]),
+            addresses: parsed(&[address]).into(),
             draining: [].into(),
             ports: [SlicePort {
                 name: String::new(),
@@ -196,7 +197,7 @@ fn a_pod_that_gets_no_more_connections_keeps_the_service_open_for_those_it_has()
             let Object::EndpointSlice(slice) = object else { continue };
             if drained
                 .iter()
-                .any(|target| slice.addresses == parsed(&[target.split(' ').next().unwrap_or(target)]))
+                .any(|target| slice.addresses == parsed(&[target.split(' ').next().unwrap_or(target)]).into())
             {
                 slice.draining = std::mem::take(&mut slice.addresses);
             }

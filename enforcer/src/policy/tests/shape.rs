@@ -21,7 +21,7 @@ fn with(policies: impl IntoIterator<Item = NetworkPolicy>) -> Simulator {
 /// All entries of shop/db on its node, but for those of the node itself.
 fn entries(policies: impl IntoIterator<Item = NetworkPolicy>, direction: Direction) -> Entries {
     let compiled = with(policies).compiled(Some("n2"));
-    let peers = || compiled.peers.values().chain(compiled.prefixes.values());
+    let peers = || compiled.peers.values().map(AsRef::as_ref).chain(compiled.prefixes.values());
     let rules = &compiled.endpoints[&Key::new("shop", "db")].rules;
     let mut entries = rules.entries(peers().map(|p| &p.identity), peers().map(|p| &p.blocks));
     entries.retain(|key, grant| key.direction == direction && *grant != Grant::LocalNode);

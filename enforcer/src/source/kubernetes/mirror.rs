@@ -15,6 +15,7 @@ use std::{
 use super::{item::Item, version::Version};
 use crate::{
     cluster::{
+        PackedMap,
         compact::Text,
         object::{Key, Kind, Object, ObjectRef},
     },
@@ -59,7 +60,7 @@ pub(super) struct Mirror {
 /// One kind's objects.
 #[derive(Debug, Default)]
 struct Watched {
-    known: BTreeMap<Text, BTreeMap<Text, Entry>>,
+    known: BTreeMap<Text, PackedMap<Text, Entry>>,
     count: usize,
     /// Number of the last list that began.
     round: u32,

@@ -31,6 +31,7 @@ mod health;
 mod item;
 mod keep;
 mod mirror;
+mod offline;
 mod pace;
 mod version;
 mod watch;
@@ -38,6 +39,7 @@ mod watch;
 pub use access::AccessError;
 pub use call::read_event;
 pub use health::{Health, WatchStatus};
+pub use offline::Offline;
 pub use pace::Pace;
 
 /// News that the collector has not taken yet; a page is one.

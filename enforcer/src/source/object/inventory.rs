@@ -1,7 +1,7 @@
 //! Namespaces, pods and nodes. What cannot be read is left out where that opens nothing; otherwise the
 //! whole object is.
 
-use std::{collections::BTreeSet, net::IpAddr};
+use std::{collections::BTreeSet, net::IpAddr, sync::Arc};
 
 use ipnetwork::IpNetwork;
 use serde::Deserialize;
@@ -136,7 +136,7 @@ pub(super) fn address(at: &At) -> Result<Option<IpAddr>, Fault> {
     }
 }
 
-fn workload(meta: &Fields, labels: &Labels, faults: &mut Vec<Fault>) -> Option<Workload> {
+fn workload(meta: &Fields, labels: &Labels, faults: &mut Vec<Fault>) -> Option<Arc<Workload>> {
     let owners = or_note(meta.list("ownerReferences"), faults).unwrap_or_default();
     let mut owners = owners.iter().filter_map(|at| or_note(at.decode::<RawOwner>(), faults));
     let RawOwner { kind, name, .. } = owners.find(|owner| owner.controller == Some(true))?;
@@ -145,8 +145,8 @@ fn workload(meta: &Fields, labels: &Labels, faults: &mut Vec<Fault>) -> Option<W
         .filter(|_| kind == "ReplicaSet")
         .and_then(|hash| name.strip_suffix(hash.as_ref())?.strip_suffix('-'));
     Some(match deployment {
-        Some(deployment) => Workload { kind: "Deployment".into(), name: deployment.into() },
-        None => Workload { kind: kind.into(), name: name.into() },
+        Some(deployment) => Arc::new(Workload { kind: "Deployment".into(), name: deployment.into() }),
+        None => Arc::new(Workload { kind: kind.into(), name: name.into() }),
     })
 }
 

@@ -107,6 +107,7 @@ fn rules(spec: &Fields, direction: &str, peers_key: &str, faults: &mut Vec<Fault
                 .push(pair[0].fault(format!("{peers_key} is empty, and what follows looks like its peers")));
         }
     }
+    rules.shrink_to_fit(); // there are many policies, and most have one rule
     rules
 }
 
@@ -136,7 +137,8 @@ fn some_of<T>(
     faults: &mut Vec<Fault>,
 ) -> Option<Vec<T>> {
     let items = or_note(rule.list(key), faults)?;
-    let readable: Vec<T> = items.iter().filter_map(|at| or_note(read(at), faults)).collect();
+    let mut readable: Vec<T> = items.iter().filter_map(|at| or_note(read(at), faults)).collect();
+    readable.shrink_to_fit();
     (items.is_empty() || !readable.is_empty()).then_some(readable)
 }
 

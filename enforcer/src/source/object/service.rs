@@ -41,20 +41,18 @@ struct RawConditions {
 /// `None`: left out, because of the last of `faults`. An address or a port that cannot be read is not known as
 /// the Service's: traffic there is judged as traffic to that address.
 pub(super) fn service(root: &Fields, key: Key, faults: &mut Vec<Fault>) -> Option<Service> {
-    let mut service = Service { key, addresses: BTreeSet::new(), ports: BTreeSet::new() };
+    let mut service = Service { key, addresses: [].into(), ports: [].into() };
     let Some(spec) = root.get("spec") else { return Some(service) };
     let spec = or_note(spec.object(), faults)?;
     let kind = or_note(spec.string("type"), faults)?;
-    service.addresses = cluster_addresses(&spec, faults);
-    if kind == Some("ExternalName") {
-        service.addresses.clear();
-    }
-    if service.addresses.is_empty() {
+    let mut addresses = cluster_addresses(&spec, faults);
+    if addresses.is_empty() || kind == Some("ExternalName") {
         return Some(service); // kube-proxy leaves headless Services alone, whatever else they have
     }
     let external = or_note(spec.list("externalIPs"), faults).unwrap_or_default();
-    service.addresses.extend(external.iter().filter_map(|at| or_note(address(at), faults).flatten()));
-    service.addresses.extend(balanced_addresses(root, faults));
+    addresses.extend(external.iter().filter_map(|at| or_note(address(at), faults).flatten()));
+    addresses.extend(balanced_addresses(root, faults));
+    service.addresses = addresses.into();
     let ports = or_note(spec.list("ports"), faults).unwrap_or_default();
     service.ports = ports.iter().filter_map(|at| or_note(service_port(at), faults)).collect();
     Some(service)
@@ -121,6 +119,7 @@ pub(super) fn slice(
     };
     let ports = or_note(root.list("ports"), faults).unwrap_or_default();
     let ports = ports.iter().filter_map(|at| or_note(slice_port(at), faults).flatten()).collect();
+    let (addresses, draining) = (addresses.into(), draining.into());
     Some(EndpointSlice { key, service, addresses, draining, ports, defective: faults.len() > noted })
 }
 

@@ -1,7 +1,7 @@
-use std::collections::BTreeMap;
+use std::{collections::BTreeMap, sync::Arc};
 
 use super::{objects, problems, yaml};
-use crate::cluster::compact::Set;
+use crate::cluster::compact::{Few, SharedSet};
 use crate::cluster::object::{
     ContainerPort, Key, Labels, NAMESPACE_NAME_LABEL, Namespace, Node, Object, Pod, Protocol, Workload,
 };
@@ -18,8 +18,8 @@ fn nobody(namespace: &str, name: &str) -> Pod {
         node: None,
         host_network: false,
         finished: false,
-        ips: Set::new(),
-        ports: Set::new(),
+        ips: [].into(),
+        ports: [].into(),
         workload: None,
     }
 }
@@ -57,13 +57,13 @@ status:
     let want = Pod {
         labels: labels(&[("app", "web"), ("pod-template-hash", "5d4f"), ("empty", "")]),
         node: Some("n1".into()),
-        ips: Set::from(["10.0.1.5".parse().unwrap(), "fd00::5".parse().unwrap()]),
-        ports: Set::from([
+        ips: Few::from(["10.0.1.5".parse().unwrap(), "fd00::5".parse().unwrap()]),
+        ports: SharedSet::from([
             port("metrics", Protocol::Tcp, 9090),
             port("http", Protocol::Tcp, 8080),
             port("dns", Protocol::Udp, 53),
         ]),
-        workload: Some(Workload { kind: "Deployment".into(), name: "web".into() }),
+        workload: Some(Arc::new(Workload { kind: "Deployment".into(), name: "web".into() })),
         uid: Some("0a".into()),
         ..nobody("shop", "web-5d4f-x")
     };
@@ -86,7 +86,7 @@ fn pods_differ_only_by_what_can_change_an_outcome() {
         ("status: {phase: Pending, podIP: ''}".into(), nobody("default", "p")),
         (
             "status: {podIP: 10.0.0.9, podIPs: []}".into(),
-            Pod { ips: Set::from(["10.0.0.9".parse().unwrap()]), ..nobody("default", "p") },
+            Pod { ips: Few::from(["10.0.0.9".parse().unwrap()]), ..nobody("default", "p") },
         ),
         ("metadata: {name: p, uid: 5-6}".into(), Pod { uid: Some("5-6".into()), ..nobody("default", "p") }),
         (
@@ -165,7 +165,7 @@ fn a_pod_that_might_escape_its_policies_is_left_out() {
 
 #[test]
 fn an_unreadable_part_of_a_pod_that_opens_nothing_leaves_the_rest() {
-    let one = Pod { ips: Set::from(["10.0.0.1".parse().unwrap()]), ..nobody("default", "p") };
+    let one = Pod { ips: Few::from(["10.0.0.1".parse().unwrap()]), ..nobody("default", "p") };
     for (rest, want, problem) in [
         (
             "status: {podIPs: [{ip: 10.0.0.1}, {ip: 10.0.0}]}",

@@ -142,7 +142,10 @@ fn selectors_keep_every_requirement() {
         requirement("g", Operator::Exists),
         requirement("x.io/h", Operator::DoesNotExist),
     ]);
-    assert_eq!(with_spec(spec), (policy(Selector { requirements }, Some(vec![]), None), vec![]));
+    assert_eq!(
+        with_spec(spec),
+        (policy(Selector { requirements: requirements.into() }, Some(vec![]), None), vec![])
+    );
 }
 
 /// Each case breaks one peer or port of the second rule, beside a whole one and after a whole rule.

@@ -18,6 +18,8 @@ use crate::{
     source::{Place, Problem, Update},
 };
 
+/// A list of so many objects leaves more freed memory behind than should be kept.
+const LARGE_LIST: usize = 5000;
 /// Before everything was read once nothing is enforced, so changes need not be kept together: so many go at once.
 const UNSYNCED_PORTION: usize = 2000;
 
@@ -122,6 +124,9 @@ impl Collector {
                 self.health.note(kind, |health| health.objects = objects);
                 if is_end {
                     tracing::info!(%kind, objects, "listed");
+                    if objects >= LARGE_LIST {
+                        crate::allocator::give_back();
+                    }
                 }
                 if is_end && kind == Kind::Namespace {
                     self.namespaces.send_replace(true);

@@ -5,10 +5,7 @@ use std::time::{Duration, Instant};
 use bulkhead_cni::protocol::{AttachmentId, CniAnswer, Sandbox};
 use tokio::sync::oneshot;
 
-use super::{
-    attaching::Begun,
-    node::{Node, NotAdded},
-};
+use super::{attaching::Begun, node::Node, verbs::NotAdded};
 use crate::source::{kubernetes::Fetched, running::Source};
 
 /// How long an ADD waits for its Pod object. The plugin's own deadline (10 s) is longer, so that the

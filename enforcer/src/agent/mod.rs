@@ -28,6 +28,7 @@ pub mod settings;
 pub mod status;
 mod succession;
 mod surveyor;
+mod verbs;
 
 use std::{
     sync::Arc,

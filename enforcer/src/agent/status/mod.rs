@@ -167,7 +167,7 @@ pub struct Running {
     pub took_millis: u64,
 }
 
-/// Totals of the flow log since the agent started; see [`Counters`].
+/// Totals of the flow log since the agent started; see [`crate::flow::Counters`].
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", default)]
 pub struct Flows {

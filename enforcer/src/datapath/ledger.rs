@@ -41,12 +41,14 @@ impl<'a> Ledger<'a> {
         }
     }
 
-    /// For one more entry of the kind that the operation makes.
-    pub fn has_room(&mut self, op: &Op, mut capacity: Sizes) -> bool {
-        match (self.sizes.of_op(op), capacity.of_op(op)) {
-            (Some(size), Some(capacity)) => size < capacity,
-            _ => true,
-        }
+    /// Frontends of a family that can still be entered.
+    pub fn room_for_services(&self, capacity: Sizes, ipv4: bool) -> usize {
+        let (held, capacity) = if ipv4 {
+            (self.sizes.services_v4, capacity.services_v4)
+        } else {
+            (self.sizes.services_v6, capacity.services_v6)
+        };
+        capacity.saturating_sub(held)
     }
 
     pub fn push(&mut self, op: Op) {

@@ -284,6 +284,11 @@ fn services_beyond_their_room_keep_nothing_else_out_and_come_in_when_there_is_so
     assert!(written.rules > 0, "{written:?}");
     assert_eq!(listed(&mut small, &[1, 2, 3, 4, 5, 6]), [true, true, true, true, false, false]);
     assert_eq!(small.tables.unlisted().len(), 2);
+    assert_eq!(
+        small.update().expect("nothing to do"),
+        Written::default(),
+        "they cost nothing while they wait"
+    );
 
     // What is listed follows its backends although nothing else has room.
     let behind = |small: &mut Small| {

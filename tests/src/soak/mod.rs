@@ -46,6 +46,7 @@ mod judge;
 mod kernel_maps;
 mod load;
 mod needs;
+mod neighbours;
 mod probes;
 mod quiet;
 mod stage;
@@ -159,6 +160,7 @@ pub struct Report {
 pub fn run(options: &Options) -> Result<Report> {
     require_root()?;
     setrlimit(Limit::RLIMIT_NOFILE, DESCRIPTORS, DESCRIPTORS)?;
+    let _neighbours = neighbours::Room::make()?;
     let random_seed = || SystemTime::UNIX_EPOCH.elapsed().map_or(1, |since| u64::from(since.subsec_nanos()));
     let seed = options.seed.unwrap_or_else(random_seed);
     println!("seed {seed}: lab soak --seed {seed} repeats what is drawn, not how threads meet");
